@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_run', 'check_settings', 'save_run', 'run', 'main']
 
-# %% ../nbs/92_command.ipynb #66407e0c
+# %% ../nbs/92_command.ipynb #4c3a8aa5
 import math
 import os
 import sys
@@ -19,11 +19,11 @@ from torch import optim
 
 from .convs import def_device, find_device, get_model, to_device
 from .data import fashion_classes, fashion_mnist
-from .show import show_image, subplots, use_style
+from .show import show_image, show_map, subplots, use_style
 from .sources import find_source
 from .training import fit
 
-# %% ../nbs/92_command.ipynb #b1d8500d
+# %% ../nbs/92_command.ipynb #195ef01e
 def draw_run(
     model,  # the trained CNN
     history,  # what `fit` recorded
@@ -45,10 +45,10 @@ def draw_run(
         show_image(xb[i], ax, title)
         ax.title.set(fontsize=10, color="black" if pred[i] == yb[i] else "firebrick")
     filters = next(p for p in model.parameters() if p.ndim == 4).detach().cpu()
-    top = filters.abs().max()
+    vmax = float(filters.abs().max())
     for i, ax in enumerate(axs[3]):
         if i < len(filters):
-            show_image(filters[i], ax, f"filter {i}", cmap="RdBu", vmin=-top, vmax=top)
+            show_map(filters[i], ax, f"filter {i}", vmax)
         else:
             ax.remove()
     return fig

@@ -20,27 +20,28 @@ from tqdm.auto import tqdm
 
 from .sources import find_source, hub_files, known_sets, read_part, verify
 
-# %% ../nbs/03_data.ipynb #a20f032a
+# %% ../nbs/03_data.ipynb #f65b22f1
 fashion_classes = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 
 
-def fashion_sample():  # a `datasets.DatasetDict`: splits "train" and "test", columns "image" (PNG) and "label" (int)
+def fashion_sample():  # `datasets.DatasetDict`: splits "train", "test"; columns "image", "label"
     "The part of Fashion-MNIST inside slowconv: 500 training and 100 test images of each class."
     import datasets
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(files("slowconv") / "sample" / "fashion_mnist.parquet")
-    return datasets.DatasetDict({s: datasets.Dataset(file.read_row_group(i)) for i, s in enumerate(("train", "test"))})
+    groups = {split: file.read_row_group(i) for i, split in enumerate(("train", "test"))}
+    return datasets.DatasetDict({split: datasets.Dataset(table) for split, table in groups.items()})
 
-# %% ../nbs/03_data.ipynb #98c1f446
+# %% ../nbs/03_data.ipynb #43b31b8f
 def _as_tensor(im):
     return im if isinstance(im, torch.Tensor) else torch.as_tensor(np.array(im))
 
 
 def fashion_collate(
-    examples,  # dicts with an "image" (tensor, array or PIL image, [28,28] or [1,28,28]) and a "label"; or one dict of whole columns
+    examples,  # dicts with an "image" ([28,28] or [1,28,28], tensor, array or PIL) and a "label"
 ):  # xb: float32 [N,1,28,28] in [0,1]; yb: int64 [N]
     "A batch of grey images and their labels, ready for a convolution."
     whole = isinstance(examples, Mapping)
@@ -48,7 +49,7 @@ def fashion_collate(
         images, labels = (examples[k] if whole else [e[k] for e in examples] for k in ("image", "label"))
     except KeyError as e:
         there = sorted(examples if whole else examples[0])
-        raise ValueError(f"fashion_collate: no column {e}, only {there}; rename one with dsd.rename_column") from None
+        raise ValueError(f"fashion_collate: no column {e} among {there}; dsd.rename_column helps") from e
     xb = images if whole else torch.stack([_as_tensor(im) for im in images])
     if xb.ndim == 3:
         xb = xb[:, None]
@@ -56,17 +57,17 @@ def fashion_collate(
 
 
 def _to_unit(x):
-    "Pixels as float32 in [0,1]: whole numbers from 0 to 255 are divided by 255, booleans and floats taken as they are."
+    "Pixels as float32 in [0,1]: uint8 is divided by 255, bool and floats are taken as they are."
     if x.dtype == torch.uint8:
         return x.float().div_(255)
     if x.dtype == torch.bool or x.is_floating_point():
         return x.float()
-    raise ValueError(f"fashion_collate: pixels of dtype {x.dtype}; expected uint8 from 0 to 255, bool, or floats in [0,1]")
+    raise ValueError(f"fashion_collate: pixels are {x.dtype}; expected uint8, bool or floats in [0,1]")
 
-# %% ../nbs/03_data.ipynb #46daa3ea
+# %% ../nbs/03_data.ipynb #d4242dd7
 def get_columns(
     ds,  # `datasets.Dataset`
-):  # dict from column name to a tensor, or to a list where the values do not stack (texts, images of unlike sizes)
+):  # dict from column name to a tensor, or to a list where the values do not stack
     "Every column of a data set, its images decoded, once and for all."
     ds, step = ds.with_format("torch"), 1000
     steps = tqdm(range(0, len(ds), step), "decoding", unit_scale=step, leave=False, disable=len(ds) < 10_000)
@@ -78,7 +79,7 @@ def _cat(chunks):
     stacks = all(isinstance(c, torch.Tensor) and c.shape[1:] == chunks[0].shape[1:] for c in chunks)
     return torch.cat(chunks) if stacks else [v for c in chunks for v in c]
 
-# %% ../nbs/03_data.ipynb #69e82a6e
+# %% ../nbs/03_data.ipynb #add4869a
 class ColumnDataset(Dataset):
     "Columns of equal length held in memory: one index gives an example, a list of indices a batch."
 
@@ -98,13 +99,17 @@ class ColumnDataset(Dataset):
     def __getitems__(self, idxs):
         if not self.whole:
             return [self[i] for i in idxs]
-        return {k: v[idxs] if isinstance(v, torch.Tensor) else [v[i] for i in idxs] for k, v in self.columns.items()}
+        return {k: _take(v, idxs) for k, v in self.columns.items()}
+
+
+def _take(v, idxs):
+    return v[idxs] if isinstance(v, torch.Tensor) else [v[i] for i in idxs]
 
 # %% ../nbs/03_data.ipynb #4ebb3624
 def _as_is(batch):
     return batch
 
-# %% ../nbs/03_data.ipynb #b26c9e16
+# %% ../nbs/03_data.ipynb #1f6daee8
 DataLoaders = namedtuple("DataLoaders", "train valid")
 
 
@@ -117,20 +122,20 @@ def get_loaders(
 ):  # `DataLoaders(train, valid)`
     "Two DataLoaders over columns in memory, the first of them shuffled."
     whole = collate_fn in (default_collate, fashion_collate)
-    fn = _as_is if collate_fn is default_collate else collate_fn  # whole columns are what default_collate would make
+    fn = _as_is if collate_fn is default_collate else collate_fn  # whole columns are its very result
     dss = [ColumnDataset(columns, whole) for columns in (train, valid)]
     return DataLoaders(*(_loader(ds, ds is dss[0], fn, bs, num_workers) for ds in dss))
 
 
 def _loader(ds, shuffle, collate_fn, bs, num_workers):
-    return DataLoader(ds, batch_size=bs, shuffle=shuffle, collate_fn=collate_fn, num_workers=num_workers)
+    return DataLoader(ds, bs, shuffle, collate_fn=collate_fn, num_workers=num_workers)
 
 
 def _check_bs(bs):
     if not isinstance(bs, int) or bs < 1:
         raise ValueError(f"bs={bs!r}: a batch needs a whole number of images, at least 1")
 
-# %% ../nbs/03_data.ipynb #da56ce55
+# %% ../nbs/03_data.ipynb #82dddbe4
 def _check_dataset_dict(dsd):
     "The splits to train and to validate on, after a look at both."
     if not isinstance(dsd, Mapping):
@@ -144,21 +149,21 @@ def _check_dataset_dict(dsd):
             raise ValueError(f"get_dls_from_dataset_dict: the split {split!r} is empty")
         types = {k: type(f).__name__ for k, f in dsd[split].features.items()}
         if "image" not in types and "Image" not in types.values():
-            raise ValueError(f"get_dls_from_dataset_dict: no column of images in {split!r}, only {types}")
+            raise ValueError(f"get_dls_from_dataset_dict: no images in {split!r}, only {types}")
         if "label" not in types and "ClassLabel" not in types.values():
-            raise ValueError(f"get_dls_from_dataset_dict: no column of labels in {split!r}, only {types}")
+            raise ValueError(f"get_dls_from_dataset_dict: no labels in {split!r}, only {types}")
     return [dsd[split] for split in splits]
 
-# %% ../nbs/03_data.ipynb #ea35f514
+# %% ../nbs/03_data.ipynb #61e30251
 @contextmanager
 def get_dls_from_dataset_dict(
-    dsd,  # `datasets.DatasetDict` with "train" and "validation" or "test", each with a column of images and one of labels
+    dsd,  # `datasets.DatasetDict` with images and labels: "train", and "validation" or "test"
     collate_fn=default_collate,  # turns a list of examples into a batch
     bs=32,  # images per batch
     *,
     num_workers=0,  # processes that load; 0 is fastest for data in memory
 ):  # `DataLoaders(train, valid)`, two `torch.utils.data.DataLoader`s
-    "Batches of a DatasetDict: train shuffled, images decoded once. ValueError for a split or column that is missing."
+    "Batches of a DatasetDict: train shuffled, images decoded once. ValueError for what is missing."
     _check_bs(bs)
     dss = _check_dataset_dict(dsd)
     formats = {ds.format["type"] for ds in dss}
@@ -167,7 +172,7 @@ def get_dls_from_dataset_dict(
         return
     if formats == {None} and collate_fn is default_collate and _has_pil(dss[0]):
         raise TypeError(
-            "get_dls_from_dataset_dict: this data set hands out PIL images, which default_collate cannot stack; "
+            "get_dls_from_dataset_dict: PIL images cannot be stacked by default_collate; "
             'pass dsd.with_format("torch"), or collate_fn=fashion_collate for grey images'
         )
     yield DataLoaders(*(_loader(ds, ds is dss[0], collate_fn, bs, num_workers) for ds in dss))
@@ -176,13 +181,13 @@ def get_dls_from_dataset_dict(
 def _has_pil(ds):
     return any(type(f).__name__ == "Image" for f in ds.features.values())
 
-# %% ../nbs/03_data.ipynb #b8d7173c
+# %% ../nbs/03_data.ipynb #72726556
 def load_images(
     name,  # "fashion_mnist" or "mnist"
     split,  # "train" or "test"
     source=None,  # as `find_source` takes it
 ):  # images: uint8 [N,28,28]; labels: int64 [N]
-    "All images of one split, decoded. ValueError if they are not images of 28 by 28 with as many labels from 0 to 9."
+    "The images of a split. ValueError if they are not 28 by 28, with as many labels from 0 to 9."
     source = find_source(name, source)
     known = known_sets[name]
     if source in ("hub", "sample") or (Path(source) / "dataset_dict.json").is_file():
@@ -216,20 +221,16 @@ def _from_dataset(known, split, source):
         raise ValueError(f"{source}: images of unlike sizes; expected [N,28,28]")
     return images[:, 0] if images.ndim == 4 and images.shape[1] == 1 else images, labels
 
-# %% ../nbs/03_data.ipynb #4329d00b
+# %% ../nbs/03_data.ipynb #11c59e68
 @contextmanager
 def _open(name, bs, source, num_workers):
     _check_bs(bs)
     source = find_source(name, source)
     splits = [load_images(name, split, source) for split in ("train", "test")]
     train, valid = (dict(zip(("image", "label"), s, strict=True)) for s in splits)
-    where = {
-        "system": f"this system's package, {known_sets[name].system}",
-        "hub": f"the Hugging Face hub, {known_sets[name].hub[0]}",
-        "sample": "the sample inside slowconv",
-    }
-    n_train, n_valid = len(train["label"]), len(valid["label"])
-    print(f"{known_sets[name].title}: {n_train:,} images to train on, {n_valid:,} to validate, from {where.get(source, source)}")
+    known, sizes = known_sets[name], [f"{len(columns['label']):,}" for columns in (train, valid)]
+    where = {"system": known.system, "hub": f"the hub, {known.hub[0]}", "sample": "slowconv's sample"}
+    print(f"{known.title}: {sizes[0]} and {sizes[1]} images from {where.get(source, source)}")
     yield get_loaders(train, valid, fashion_collate, bs, num_workers)
 
 
@@ -239,7 +240,7 @@ def fashion_mnist(
     source=None,  # a folder, "system", "hub" or "sample", see `find_source`
     num_workers=0,  # processes that load; 0 is fastest for data in memory
 ):  # context manager that gives `DataLoaders(train, valid)`
-    "Fashion-MNIST in batches (xb [N,1,28,28] in [0,1], yb [N]): 60,000 images to train on, 10,000 to validate."
+    "Fashion-MNIST in batches (xb [N,1,28,28] in [0,1], yb [N]): 60,000 images and 10,000."
     return _open("fashion_mnist", bs, source, num_workers)
 
 

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-# %% ../nbs/91_sources.ipynb #b07361d1
+# %% ../nbs/91_sources.ipynb #c0ff0344
 def read_idx(
     path,  # an IDX file of unsigned bytes, gzipped or not
 ):  # uint8 tensor of the shape that the file's header states
@@ -32,24 +32,29 @@ def read_idx(
         except (EOFError, OSError, zlib.error) as e:
             raise ValueError(f"{path}: the gzip file is broken or cut short ({e}); get it again") from None
     if raw[:3] != b"\0\0\x08" or len(raw) < 4 or not 1 <= raw[3] <= 3:
-        raise ValueError(f"{path}: magic number 0x{raw[:4].hex()} is not that of an IDX file of bytes (0x00000801 to 0x00000803)")
+        raise ValueError(
+            f"{path}: magic number 0x{raw[:4].hex()} is not that of an IDX file of bytes, "
+            "0x00000801 to 0x00000803"
+        )
     start = 4 + 4 * raw[3]
     if len(raw) < start:
         raise ValueError(f"{path}: {len(raw)} bytes end within the header of {start}; the file is cut short")
     shape = struct.unpack(f">{raw[3]}I", raw[4:start])
     if len(raw) - start != math.prod(shape):
-        raise ValueError(f"{path}: the header promises {math.prod(shape):,} numbers, {len(raw) - start:,} are there")
+        raise ValueError(
+            f"{path}: the header promises {math.prod(shape):,} numbers, {len(raw) - start:,} are there"
+        )
     return torch.from_numpy(np.frombuffer(bytearray(raw), np.uint8, offset=start).reshape(shape))
 
-# %% ../nbs/91_sources.ipynb #4e0c9f08
+# %% ../nbs/91_sources.ipynb #cf9e3c93
 known_sets = {
     "fashion_mnist": SimpleNamespace(
         title="Fashion-MNIST",
         folder="fashion-mnist",  # below $SLOWCONV_DATA
         system="/usr/share/datasets/fashion-mnist",  # where Debian's package dataset-fashion-mnist puts it
         hub=("zalando-datasets/fashion_mnist", "fashion_mnist/{split}-00000-of-00001.parquet"),
-        get="Debian and Ubuntu have it: apt-get install dataset-fashion-mnist. Elsewhere, go online once, or pass "
-        "source= with a folder that holds its four IDX files",
+        get="On Debian and Ubuntu, apt-get install dataset-fashion-mnist. Elsewhere, go online once, "
+        "or pass source= with a folder that holds its four IDX files",
         sha256={
             "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888": "training images",
             "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9": "training labels",
@@ -72,21 +77,25 @@ known_sets = {
     ),
 }
 
-# %% ../nbs/91_sources.ipynb #29b130d9
+# %% ../nbs/91_sources.ipynb #3b31510f
 def identify(
     a,  # uint8 tensor: images [N,28,28] or labels [N]
 ):  # (name of the set, what part of it it is), or (None, None) for anything unknown
     "Which known set these numbers are, by the sha256 of the IDX file that they make."
     header = struct.pack(f">HBB{a.ndim}I", 0, 8, a.ndim, *a.shape)
     digest = hashlib.sha256(header + a.contiguous().numpy().tobytes()).hexdigest()
-    return next(((name, s.sha256[digest]) for name, s in known_sets.items() if digest in s.sha256), (None, None))
+    found = ((name, s.sha256[digest]) for name, s in known_sets.items() if digest in s.sha256)
+    return next(found, (None, None))
 
-# %% ../nbs/91_sources.ipynb #600bf282
+# %% ../nbs/91_sources.ipynb #1b656302
+_words = "system", "hub", "sample"
+
+
 def find_source(
     name,  # "fashion_mnist" or "mnist"
     source=None,  # a folder, "system", "hub" or "sample"; without it the first place that has the set
 ):  # a folder, "system", "hub" or "sample", which can be passed as `source=` from then on
-    "Where to take a data set from. FileNotFoundError if what was asked for is not there, or no place has the set."
+    "Where to take a data set from. FileNotFoundError if it is not where you say, or nowhere."
     if name not in known_sets:
         raise ValueError(f"find_source: {name!r} is not among {list(known_sets)}")
     known = known_sets[name]
@@ -101,13 +110,13 @@ def find_source(
     if name != "fashion_mnist":
         raise FileNotFoundError(f"{known.title} is not to be had: {why}. {known.get}.")
     warnings.warn(
-        f"{known.title} is not on this machine and {why}: going on with the sample of 5,000 training images, "
-        f"on which accuracies are lower. {known.get}.",
+        f"{known.title} is not on this machine and {why}: going on with the sample of 5,000 "
+        f"training images, on which accuracies are lower. {known.get}.",
         stacklevel=2,
     )
     return "sample"
 
-# %% ../nbs/91_sources.ipynb #d2739137
+# %% ../nbs/91_sources.ipynb #3c73c3e8
 def _idx_path(folder, split, kind):
     "The IDX file of a split's images or labels under any of its usual names, or None."
     stem = f"{'train' if split == 'train' else 't10k'}-{kind}"
@@ -126,19 +135,19 @@ def _check_source(known, source):
     if source == "sample" and known.folder != "fashion-mnist":
         raise FileNotFoundError(f"source='sample': there is no sample of {known.title}. {known.get}.")
     if source == "system" and not (known.system and _is_data(known.system)):
-        raise FileNotFoundError(f"source='system': no package of {known.title} is installed here. {known.get}.")
+        raise FileNotFoundError(f"source='system': {known.title} is not installed here. {known.get}.")
     if source == "hub" and (why := _fetch(known)):
         raise FileNotFoundError(f"source='hub': {why}. {known.get}.")
-    if source in ("sample", "system", "hub"):
+    if source in _words:
         return source
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"source={source!r}: no such folder, and not one of 'system', 'hub' and 'sample'")
+        raise FileNotFoundError(f"source={source!r}: no such folder, nor one of {_words}")
     if not _is_data(folder):
         there = sorted(p.name for p in folder.iterdir())[:8]
         raise FileNotFoundError(
-            f"source={source!r}: neither IDX files (train-images-idx3-ubyte, with or without .gz, and so on) nor a "
-            f"DatasetDict that save_to_disk wrote, only {there}"
+            f"source={source!r}: neither IDX files (train-images-idx3-ubyte, with or without .gz, "
+            f"and so on) nor a DatasetDict that save_to_disk wrote, only {there}"
         )
     return str(folder)
 
@@ -146,11 +155,11 @@ def _check_source(known, source):
 def _from_environment(known):
     "What $SLOWCONV_DATA says of this set: None where it is not set, or speaks of the other sets only."
     value = os.environ.get("SLOWCONV_DATA")
-    if not value or value in ("sample", "system", "hub"):
+    if not value or value in _words:
         return value or None
     folder = Path(value).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"$SLOWCONV_DATA={value!r}: no such folder, and not one of 'system', 'hub' and 'sample'")
+        raise FileNotFoundError(f"$SLOWCONV_DATA={value!r}: no such folder, nor one of {_words}")
     if (folder / known.folder).is_dir():
         return folder / known.folder
     if any((folder / other.folder).is_dir() for other in known_sets.values()):
@@ -159,27 +168,29 @@ def _from_environment(known):
     name = identify(read_idx(labels[0]))[0] if labels else None
     return None if name and known_sets[name] is not known else folder
 
-# %% ../nbs/91_sources.ipynb #cad31c44
+# %% ../nbs/91_sources.ipynb #138b0f22
 def hub_files(known, **kwargs):
     from huggingface_hub import hf_hub_download
 
     repo, file = known.hub
-    return {s: hf_hub_download(repo, file.format(split=s), repo_type="dataset", **kwargs) for s in ("train", "test")}
+    names = {split: file.format(split=split) for split in ("train", "test")}
+    return {s: hf_hub_download(repo, f, repo_type="dataset", **kwargs) for s, f in names.items()}
 
 
 def _fetch(known, seconds=3):
     "Have the hub's files of a set in its cache on this machine; None, or why that was not possible."
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        return None if hub_files(known, local_files_only=True) else None
-    except LocalEntryNotFoundError:
-        pass
+    if _raised(lambda: hub_files(known, local_files_only=True)) is None:
+        return None
     repo, file = known.hub
     url = hf_hub_url(repo, file.format(split="test"), repo_type="dataset")
-    error = _raised(lambda: get_hf_file_metadata(url, timeout=seconds), seconds) or _raised(lambda: hub_files(known))
-    return error and f"the Hugging Face hub cannot be reached ({type(error).__name__}: {str(error).splitlines()[0]})"
+    error = _raised(lambda: get_hf_file_metadata(url, timeout=seconds), seconds)
+    error = error or _raised(lambda: hub_files(known))
+    if error is None:
+        return None
+    why = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"the Hugging Face hub cannot be reached ({why})"
 
 
 def _raised(f, seconds=None):
@@ -205,17 +216,17 @@ def read_part(folder, split, kind):
         raise FileNotFoundError(f"{folder}: no IDX file with the {kind} of the split {split!r}")
     return read_idx(path)
 
-# %% ../nbs/91_sources.ipynb #4d72939a
+# %% ../nbs/91_sources.ipynb #6a17f6c9
 def verify(name, split, source, images, labels):
-    "Raises a ValueError if these are another set's, or not the very images of a source that bears the set's name."
+    "ValueError if these are another set's, or not the very ones that a source of that name must have."
     for kind, a in (("images", images), ("labels", labels.to(torch.uint8))):
         found, part = identify(a)
         want = f"{'training' if split == 'train' else 'test'} {kind}"
         if found and (found, part) != (name, want):
             what = f"{known_sets[found].title}'s {part}"
-            raise ValueError(f"source={source!r}: under the name of {known_sets[name].title}'s {want} come {what}")
+            raise ValueError(f"source={source!r}: as {known_sets[name].title}'s {want} come {what}")
         if not found and source in ("system", "hub"):
             raise ValueError(
-                f"source={source!r}: the {want} are not {known_sets[name].title}'s, their sha256 is another; "
-                "the copy is broken or was changed: get it again"
+                f"source={source!r}: the {want} are not {known_sets[name].title}'s, their sha256 is "
+                "another; the copy is broken or was changed: get it again"
             )

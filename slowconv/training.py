@@ -86,7 +86,7 @@ def predict(
 def _device(model):
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
-# %% ../nbs/04_training.ipynb #442a3838
+# %% ../nbs/04_training.ipynb #2b54584b
 class History(list):
     "A record per epoch: a dict with epoch, training loss, validation loss, accuracy and seconds."
 
@@ -101,7 +101,7 @@ class History(list):
         col = {k: [r[k] for r in self] for k in (self[0] if self else ())}
         for label, style in (("training loss", "o--"), ("validation loss", "o-")):
             axs[0].plot(col.get("epoch", []), col.get(label, []), style, label=label)
-        axs[0].set(xlabel="epoch", ylabel="cross-entropy, mean over images")
+        axs[0].set(xlabel="epoch", ylabel="cross-entropy")
         axs[0].legend()
         axs[1].plot(col.get("epoch", []), col.get("accuracy", []), "o-", color="tab:green")
         axs[1].set(xlabel="epoch", ylabel="validation accuracy")
@@ -116,7 +116,7 @@ class FitResult(namedtuple("FitResult", "loss accuracy")):
         self.history = history
         return self
 
-# %% ../nbs/04_training.ipynb #356abc6b
+# %% ../nbs/04_training.ipynb #353b3deb
 def fit(
     epochs,  # how often to go through the training images; 0 only evaluates
     model,  # `nn.Module`, on the device to train on
@@ -147,11 +147,15 @@ def fit(
             loss, acc = evaluate(model, loss_func, valid_dl)
             print(f"{epoch=}, validation loss={loss:.3f}, validation accuracy={acc:.2f}")
             seconds = time.perf_counter() - start
-            values = epoch, train_loss, loss, acc, seconds
-            history.append(dict(zip(_columns, values, strict=True)))
+            history.append(
+                {
+                    "epoch": epoch,
+                    "training loss": train_loss,
+                    "validation loss": loss,
+                    "accuracy": acc,
+                    "seconds": seconds,
+                }
+            )
     except KeyboardInterrupt:
         print(f"interrupted in {epoch=}: the model keeps its weights, .history the epochs before")
     return FitResult(loss, acc, history)
-
-
-_columns = "epoch", "training loss", "validation loss", "accuracy", "seconds"

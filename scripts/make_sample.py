@@ -1,6 +1,6 @@
-"""Makes `fashion_mnist.parquet` beside this script from a full copy of Fashion-MNIST:
+"""Makes slowconv/sample/fashion_mnist.parquet from a full copy of Fashion-MNIST:
 
-    python slowconv/sample/make_sample.py /usr/share/datasets/fashion-mnist
+    python scripts/make_sample.py /usr/share/datasets/fashion-mnist
 
 The first 500 training and 100 test images of each class, in the order of the full set, as PNG,
 with the columns and features of `zalando-datasets/fashion_mnist` on the Hugging Face hub.
@@ -31,7 +31,7 @@ def png(image):
 
 def main(folder):
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(fashion_classes)))
-    writer, path = None, Path(__file__).with_name("fashion_mnist.parquet")
+    writer, path = None, Path(__file__).parents[1] / "slowconv" / "sample" / "fashion_mnist.parquet"
     for split, n in (("train", 500), ("test", 100)):
         images, labels = load_images("fashion_mnist", split, folder)
         idx = first_of_each_class(labels, n)

@@ -1,0 +1,44 @@
+# make train, make test, make lab: each works as the first command in a fresh clone.
+# `make PYTHON=python3.12 test` takes another Python.
+PYTHON ?= python3
+BIN = .venv/bin
+SETUP = settings.ini setup.py pyproject.toml
+
+.PHONY: train lab test readme clean
+
+train: .venv/.installed
+	$(BIN)/slowconv
+
+lab: .venv/.installed-lab
+	$(BIN)/jupyter lab nbs
+
+# Lessons use one thread each, as two of them run at a time.
+test: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbdev-test --n_workers 2 --timing
+	$(BIN)/python -m pytest
+
+readme: .venv/.installed-dev
+	$(BIN)/python scripts/readme.py
+
+clean:
+	rm -rf .venv *.egg-info build dist
+
+# uv installs in seconds where pip takes minutes, and environments share their files on disk.
+.venv/.uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "slowconv needs Python 3.10 or newer as '$(PYTHON)'; name another with: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python's venv is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	touch $@
+
+.venv/.installed: .venv/.uv $(SETUP)
+	$(BIN)/uv pip install --python $(BIN)/python -e .
+	touch $@
+
+.venv/.installed-%: .venv/.uv $(SETUP)
+	$(BIN)/uv pip install --python $(BIN)/python -e '.[$*]'
+	touch $@ .venv/.installed

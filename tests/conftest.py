@@ -1,0 +1,131 @@
+"What the tests share: a clean environment, small data sets, and IDX files made to order."
+
+import gzip
+import hashlib
+import os
+import struct
+from types import SimpleNamespace
+
+import hypothesis
+import matplotlib
+import pytest
+
+# before anything of slowconv or datasets is imported
+os.environ.pop("SLOWCONV_DATA", None)
+matplotlib.use("agg")
+
+import datasets  # noqa: E402
+import huggingface_hub  # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402
+import torch  # noqa: E402
+from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: E402
+
+from slowconv.data import fashion_sample, load_images  # noqa: E402
+from slowconv.sources import known_sets  # noqa: E402
+
+datasets.disable_progress_bars()
+
+hypothesis.settings.register_profile(
+    "slowconv",
+    deadline=None,  # a busy machine is no fault of the code
+    derandomize=True,
+    database=None,
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("slowconv")
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    "No data set of the developer's own, seeded random numbers, no figure left open."
+    monkeypatch.delenv("SLOWCONV_DATA", raising=False)
+    torch.manual_seed(0)
+    yield
+    plt.close("all")
+
+
+def idx_bytes(a):
+    "The IDX file of a uint8 tensor, written from the format's description."
+    header = struct.pack(f">HBB{a.ndim}I", 0, 8, a.ndim, *a.shape)
+    return header + a.contiguous().numpy().tobytes()
+
+
+def write_idx(path, a):
+    "`a` as an IDX file, gzipped if its name says so."
+    raw = idx_bytes(a)
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+
+
+def sha256(a):
+    return hashlib.sha256(idx_bytes(a)).hexdigest()
+
+
+def digits(n, seed):
+    "`n` made-up images and their labels, other ones for each seed."
+    g = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 28, 28), dtype=torch.uint8, generator=g)
+    return images, (torch.arange(n) % 10).to(torch.uint8)
+
+
+def make_folder(folder, n_train=20, n_test=10, seed=0, gz=".gz"):
+    "A folder of four IDX files with made-up images."
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, n in (("train", n_train), ("t10k", n_test)):
+        images, labels = digits(n, seed + n)
+        write_idx(folder / f"{stem}-images-idx3-ubyte{gz}", images)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte{gz}", labels)
+    return folder
+
+
+def digests(n_train=20, n_test=10, seed=0):
+    "What `known_sets` would say of the folder that `make_folder` makes."
+    out = {}
+    for part, n in (("training", n_train), ("test", n_test)):
+        images, labels = digits(n, seed + n)
+        out |= {sha256(images): f"{part} images", sha256(labels): f"{part} labels"}
+    return out
+
+
+@pytest.fixture
+def patch_known(monkeypatch):
+    "patch_known(name, system=..., sha256=...) changes what is known of a set, for one test."
+
+    def patch(name, **changes):
+        monkeypatch.setitem(
+            known_sets, name, SimpleNamespace(**{**vars(known_sets[name]), **changes})
+        )
+        return known_sets[name]
+
+    return patch
+
+
+@pytest.fixture
+def offline(monkeypatch, patch_known):
+    "No package of the system, nothing in the hub's cache, and no network."
+
+    def not_cached(*args, **kwargs):
+        raise LocalEntryNotFoundError("not in the cache")
+
+    def unplugged(*args, **kwargs):
+        raise ConnectionError("the cable is out")
+
+    patch_known("fashion_mnist", system=None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", not_cached)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unplugged)
+
+
+@pytest.fixture(scope="session")
+def sample():
+    "The sample's images and labels, decoded once: a dict from split to (uint8 [N,28,28], int64 [N])."
+    return {split: load_images("fashion_mnist", split, "sample") for split in ("train", "test")}
+
+
+@pytest.fixture(scope="session")
+def dsd():
+    "70 training and 45 test images of the sample as a DatasetDict, told apart by a column `idx`."
+    sizes = {"train": 70, "test": 45}
+    splits = {k: ds.select(range(sizes[k])) for k, ds in fashion_sample().items()}
+    return datasets.DatasetDict(
+        {k: ds.add_column("idx", list(range(len(ds)))) for k, ds in splits.items()}
+    )

@@ -1,0 +1,248 @@
+"conv, to_device and the lesson's CNN."
+
+import inspect
+import re
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from collections.abc import MutableMapping
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+from slowconv.convs import conv, def_device, find_device, get_model, init_weights, to_device
+
+
+@pytest.mark.parametrize(
+    "f, want",
+    [
+        (conv, {"ni": ..., "nf": ..., "ks": 3, "stride": 2, "act": True}),
+        (to_device, {"x": ..., "device": def_device}),
+        (get_model, {}),
+    ],
+)
+def test_signatures_are_the_contract(f, want):
+    params = inspect.signature(f).parameters.values()
+    positional = [p for p in params if p.kind is not p.KEYWORD_ONLY]
+    assert {p.name: ... if p.default is p.empty else p.default for p in positional} == want
+    assert [p.name for p in positional] == list(want)
+
+
+@given(
+    n=st.integers(1, 3),
+    ni=st.integers(1, 3),
+    nf=st.integers(1, 4),
+    h=st.integers(1, 20),
+    w=st.integers(1, 20),
+    ks=st.sampled_from([1, 3, 5, 7]),
+    stride=st.integers(1, 4),
+    act=st.booleans(),
+)
+def test_conv_gives_ceil_of_size_over_stride(n, ni, nf, h, w, ks, stride, act):
+    y = conv(ni, nf, ks, stride, act)(torch.randn(n, ni, h, w))
+    assert y.shape == (n, nf, -(-h // stride), -(-w // stride))
+    assert not act or (y >= 0).all()
+
+
+def test_conv_is_the_layer_it_says():
+    layer = conv(2, 5, ks=5, stride=3, act=False)
+    assert type(layer) is nn.Conv2d
+    assert (layer.in_channels, layer.out_channels) == (2, 5)
+    assert (layer.kernel_size, layer.stride, layer.padding) == ((5, 5), (3, 3), (2, 2))
+    block = conv(2, 5)
+    assert [type(m) for m in block] == [nn.Conv2d, nn.ReLU]
+    assert (block[0].kernel_size, block[0].stride, block[0].padding) == ((3, 3), (2, 2), (1, 1))
+
+
+@pytest.mark.parametrize("ks", [0, 2, 4, 10])
+def test_even_ks(ks):
+    with pytest.raises(ValueError, match=f"ks={ks} is even"):
+        conv(1, 4, ks)
+
+
+def test_def_device_is_mps_else_cuda_else_cpu():
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    best = "mps" if torch.backends.mps.is_available() else best
+    assert torch.device(def_device).type == best
+
+
+class Here(torch.Tensor):
+    "A tensor that tells whether it was asked to move."
+
+    moved_to = None
+
+    def to(self, device, *args, **kwargs):
+        new = self.clone().as_subclass(Here)
+        new.moved_to = torch.device(device)
+        return new
+
+
+def here(*values):
+    return torch.tensor(values).as_subclass(Here)
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+class UserMapping(MutableMapping):
+    "A mapping that keeps its values in an attribute, so that a shallow copy shares them."
+
+    def __init__(self, data):
+        self.data = data
+
+    def __getitem__(self, k):
+        return self.data[k]
+
+    def __setitem__(self, k, v):
+        self.data[k] = v
+
+    def __delitem__(self, k):
+        del self.data[k]
+
+    def __iter__(self):
+        return iter(self.data)
+
+    def __len__(self):
+        return len(self.data)
+
+
+leaves = st.one_of(
+    st.builds(here, st.integers(0, 9)),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.text(max_size=5),
+    st.builds(object),
+    st.binary(max_size=3),
+)
+
+
+def containers(inner):
+    dicts = st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    return st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.builds(Pair, inner, inner),
+        dicts,
+        dicts.map(OrderedDict),
+        dicts.map(lambda d: defaultdict(list, d)),
+        dicts.map(UserDict),
+    )
+
+
+def check_moved(old, new):
+    "`new` is the like of `old`, with its tensors moved, and `old` is as it was."
+    if isinstance(old, torch.Tensor):
+        assert new.moved_to == torch.device("cpu") and old.moved_to is None
+        assert torch.equal(old.as_subclass(torch.Tensor), new.as_subclass(torch.Tensor))
+        return
+    if isinstance(old, (list, tuple)):
+        assert type(new) is type(old) and len(new) == len(old)
+        pairs = zip(old, new, strict=True)
+    elif isinstance(old, (dict, UserDict, UserMapping)):
+        assert type(new) is type(old) and list(new) == list(old)
+        assert getattr(new, "default_factory", 0) is getattr(old, "default_factory", 0)
+        pairs = ((old[k], new[k]) for k in old)
+    else:
+        assert new is old
+        return
+    for a, b in pairs:
+        check_moved(a, b)
+
+
+@given(st.recursive(leaves, containers, max_leaves=12))
+def test_to_device_moves_tensors_at_any_depth_and_keeps_all_else(x):
+    check_moved(x, to_device(x, "cpu"))
+
+
+def test_to_device_leaves_a_mapping_of_ones_own_as_it_was():
+    x = UserMapping({"xb": here(1), "n": 3})
+    check_moved(x, to_device(x, "cpu"))
+
+
+def test_to_device_without_a_device_takes_def_device():
+    moved = to_device([torch.ones(2)])[0].device
+    assert moved.type == torch.device(def_device).type
+
+
+def test_to_device_moves_a_packed_sequence():
+    x = pack_sequence([torch.ones(3), torch.ones(2)])
+    got = to_device({"x": x}, "cpu")["x"]
+    assert type(got) is type(x)
+    torch.testing.assert_close(got.data, x.data)
+
+
+def test_to_device_keeps_a_torch_size():
+    assert to_device(torch.Size([2, 3]), "cpu") == torch.Size([2, 3])
+    got = to_device(torch.eye(3).max(1), "cpu")
+    assert torch.equal(got.values, torch.ones(3)) and torch.equal(got.indices, torch.arange(3))
+
+
+@pytest.mark.parametrize("device", ["gpu9", "cuda:99", "mps:42", "", "cpu0"])
+@pytest.mark.parametrize("x", [torch.ones(1), [], {"a": 1}, "no tensor at all"])
+def test_unknown_device(x, device):
+    with pytest.raises(ValueError, match=re.escape(repr(device))):
+        to_device(x, device)
+
+
+def test_find_device():
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(ValueError, match="gpu9.*try"):
+        find_device("gpu9")
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_get_model_gives_ten_logits_per_image(n):
+    model = get_model()
+    y = model(to_device(torch.rand(n, 1, 28, 28)))
+    assert y.shape == (n, 10)
+    assert y.device.type == torch.device(def_device).type
+
+
+def test_get_model_shrinks_as_the_lesson_says():
+    x, sizes = to_device(torch.rand(1, 1, 28, 28)), []
+    for layer in get_model():
+        x = layer(x)
+        sizes.append(tuple(x.shape[1:]))
+    assert sizes == [(4, 14, 14), (8, 7, 7), (16, 4, 4), (16, 2, 2), (10, 1, 1), (10,)]
+
+
+def test_get_model_has_5274_parameters_each_to_be_trained():
+    params = list(get_model().parameters())
+    assert sum(p.numel() for p in params) == 5274
+    assert all(p.requires_grad for p in params)
+    per_layer = [sum(p.numel() for p in layer.parameters()) for layer in get_model()]
+    assert per_layer == [40, 296, 1168, 2320, 1450, 0]
+
+
+def test_get_model_starts_from_kaiming_weights_and_zero_biases():
+    weights = [[] for _ in range(5)]
+    for _ in range(40):
+        convs = [m for m in get_model().modules() if isinstance(m, nn.Conv2d)]
+        assert all((m.bias == 0).all() for m in convs)
+        for w, m in zip(weights, convs, strict=True):
+            w.append(m.weight.detach().flatten())
+    for w, fan_in in zip(weights, [9, 36, 72, 144, 144], strict=True):
+        w = torch.cat(w)
+        assert w.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
+        assert w.mean().item() == pytest.approx(0, abs=0.1 * (2 / fan_in) ** 0.5)
+        assert (w.abs() > 2 * w.std()).any()  # normal, not uniform: that ends at 1.73 deviations
+
+
+def test_get_model_follows_the_seed():
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(torch.cat([p.flatten() for p in get_model().parameters()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_init_weights_takes_layers_without_a_bias_and_leaves_others():
+    norm = nn.BatchNorm2d(3)
+    before = [p.clone() for p in norm.parameters()]
+    nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), norm, nn.Linear(2, 2)).apply(init_weights)
+    assert all(torch.equal(a, b) for a, b in zip(before, norm.parameters(), strict=True))

@@ -1,0 +1,175 @@
+"The drawing helpers: what is drawn is what was given."
+
+import inspect
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from slowconv.show import (
+    as_image,
+    get_grid,
+    show_image,
+    show_images,
+    show_numbers,
+    style,
+    subplots,
+    use_style,
+)
+
+
+def test_signatures_are_the_contract():
+    assert next(iter(inspect.signature(show_image).parameters)) == "im"
+    params = inspect.signature(show_images).parameters
+    assert list(params)[0] == "ims"
+    assert {"titles", "figsize"} <= set(params)
+
+
+sides = st.integers(5, 12)  # 3 and 4 could be channels, too
+
+
+@given(h=sides, w=sides, c=st.sampled_from([1, 3, 4]))
+def test_as_image_puts_channels_last(h, w, c):
+    im = torch.rand(c, h, w)
+    want = im[0] if c == 1 else im.permute(1, 2, 0)
+    for form in (im, im.numpy(), im.permute(1, 2, 0), im.permute(1, 2, 0).numpy()):
+        np.testing.assert_array_equal(as_image(form), want.numpy())
+
+
+@given(h=st.integers(1, 12), w=st.integers(1, 12))
+def test_as_image_keeps_a_matrix(h, w):
+    im = torch.rand(h, w)
+    np.testing.assert_array_equal(as_image(im), im.numpy())
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7])
+def test_a_kernel_of_one_channel_is_grey(side):
+    "The filters of the lesson's first layer are [1,3,3]: no row of three coloured pixels."
+    kernel = torch.rand(1, side, side)
+    np.testing.assert_array_equal(as_image(kernel), kernel[0].numpy())
+
+
+@pytest.mark.parametrize(
+    "im",
+    [
+        torch.rand(6, 5, requires_grad=True),
+        torch.rand(6, 5).bfloat16(),
+        torch.rand(6, 5).half(),
+        torch.rand(6, 5) > 0.5,
+        torch.randint(0, 256, (6, 5), dtype=torch.uint8),
+        np.random.default_rng(0).random((6, 5)),
+    ],
+    ids=["grad", "bfloat16", "half", "bool", "uint8", "float64 array"],
+)
+def test_as_image_takes_every_dtype(im):
+    got = as_image(im)
+    assert got.shape == (6, 5)
+    want = im.detach().float().numpy() if isinstance(im, torch.Tensor) else im
+    np.testing.assert_allclose(got.astype(float), want)
+    show_image(im).figure.canvas.draw()
+
+
+@pytest.mark.parametrize("mode, shape", [("L", (6, 5)), ("RGB", (6, 5, 3)), ("RGBA", (6, 5, 4))])
+def test_as_image_takes_pil(mode, shape):
+    im = Image.new(mode, (5, 6), 7)
+    np.testing.assert_array_equal(as_image(im), np.array(im))
+    assert as_image(im).shape == shape
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 6, 6), (1, 1, 6, 6), (6, 6, 2)])
+def test_no_image_is_an_error_that_quotes_the_shape(shape):
+    with pytest.raises(ValueError, match=str(list(shape)).replace("[", r"\[").replace("]", r"\]")):
+        as_image(torch.zeros(shape))
+
+
+def test_show_image_draws_grey_in_grey():
+    im = torch.rand(1, 28, 28)
+    ax = show_image(im, title="a boot")
+    drawn = ax.images[0]
+    np.testing.assert_array_equal(drawn.get_array(), im[0].numpy())
+    assert drawn.get_cmap().name == "gray"
+    assert ax.get_title() == "a boot"
+    assert not ax.axison
+    assert show_image(im, frame=True).axison
+
+
+def test_show_image_hands_on_and_draws_where_it_is_told():
+    _, ax = plt.subplots()
+    assert show_image(torch.rand(5, 5), ax, cmap="RdBu", vmin=-2, vmax=2) is ax
+    assert ax.images[0].get_cmap().name == "RdBu"
+    assert ax.images[0].get_clim() == (-2, 2)
+
+
+def test_show_image_has_the_size_that_was_asked_for():
+    assert tuple(show_image(torch.rand(5, 5), figsize=(3, 4)).figure.get_size_inches()) == (3, 4)
+
+
+@given(n=st.integers(1, 20))
+def test_get_grid_has_n_axes(n):
+    fig, axs = get_grid(n)
+    assert len(axs) == len(fig.axes) == n
+    plt.close(fig)
+
+
+@pytest.mark.parametrize(
+    "shape, want", [((2, None), (2, 4)), ((None, 3), (3, 3)), ((1, 8), (1, 8))]
+)
+def test_get_grid_keeps_rows_and_columns(shape, want):
+    _, axs = get_grid(7, *shape)
+    assert axs[0].get_gridspec().get_geometry() == want
+
+
+@pytest.mark.parametrize(
+    "args, part", [((0,), "n=0"), ((7, 2, 3), "2 rows of 3 have no room for 7")]
+)
+def test_get_grid_says_what_is_wrong(args, part):
+    with pytest.raises(ValueError, match=part):
+        get_grid(*args)
+
+
+def test_subplots_size_and_title():
+    fig, axs = subplots(2, 3, imsize=2, title="filters")
+    assert tuple(fig.get_size_inches()) == (6, 4)
+    assert axs.shape == (2, 3)
+    assert fig.get_suptitle() == "filters"
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_show_images_shows_each_under_its_title(as_list):
+    ims = torch.rand(3, 1, 6, 6)
+    axs = show_images(list(ims) if as_list else ims, titles=["a", "b", "c"], figsize=(6, 2))
+    assert [ax.get_title() for ax in axs] == ["a", "b", "c"]
+    for ax, im in zip(axs, ims, strict=True):
+        np.testing.assert_array_equal(ax.images[0].get_array(), im[0].numpy())
+    assert tuple(axs[0].figure.get_size_inches()) == (6, 2)
+
+
+def test_show_images_stands_in_one_row_up_to_eight():
+    assert show_images(torch.rand(8, 6, 6))[0].get_gridspec().nrows == 1
+    assert show_images(torch.rand(9, 6, 6))[0].get_gridspec().nrows > 1
+
+
+def test_show_images_wants_a_title_for_each():
+    with pytest.raises(ValueError, match="2 titles for 3 images"):
+        show_images(torch.rand(3, 6, 6), titles=["a", "b"])
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 3), (4, 4), (1, 3, 3), (2, 5)])
+def test_show_numbers_writes_every_number(shape):
+    a = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    texts = [t.get_text() for t in show_numbers(a).texts]
+    assert texts == [str(v) for v in a.flatten().tolist()]
+
+
+def test_show_numbers_of_zeros():
+    show_numbers(torch.zeros(2, 2)).figure.canvas.draw()
+
+
+def test_use_style_sets_the_style():
+    with plt.rc_context():
+        use_style()
+        assert all(plt.rcParams[k] == v for k, v in style.items())
