@@ -4,7 +4,7 @@
     python benchmarks/epoch.py --rounds 2 --ways hand,fit  # a quick look
 
 Prints two tables, and writes them to benchmarks/epoch.md. Only the ratios carry over to another machine.
-Needs Linux or macOS, and a machine with nothing else to do: two threads on one free core are ten times slower.
+Needs Linux or macOS, and a machine at rest: two threads with one free core are several times slower.
 """
 
 import contextlib

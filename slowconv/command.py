@@ -95,7 +95,7 @@ def save_run(
             os.replace(Path(tmp) / path.name, path)
     return paths
 
-# %% ../nbs/92_command.ipynb #ba4be968
+# %% ../nbs/92_command.ipynb #50f49a80
 def run(
     epochs=6,  # how often to go through the training images
     bs=None,  # images per batch; 256, or 32 on the sample
@@ -104,6 +104,7 @@ def run(
     source=None,  # as `find_source` takes it
     device=None,  # as `find_device` takes it
     out=".",  # folder for the picture and the weights
+    tqdm_=False,  # show a progress bar?
 ):  # `FitResult`, and the paths written
     "Train the lesson's CNN on Fashion-MNIST, print a line per epoch, keep a picture and the weights."
     check_settings(epochs, bs, lr, device, out)
@@ -116,11 +117,11 @@ def run(
     model = get_model().to(find_device(device or def_device))
     opt = optim.SGD(model.parameters(), lr=lr)
     with fashion_mnist(bs, source=source) as dls:
-        result = fit(epochs, model, F.cross_entropy, opt, *dls, tqdm_=True)
+        result = fit(epochs, model, F.cross_entropy, opt, *dls, tqdm_)
         fig = draw_run(model, result.history, dls.valid)
     return result, save_run(model, fig, out)
 
-# %% ../nbs/92_command.ipynb #281f9c52
+# %% ../nbs/92_command.ipynb #67d3a283
 @call_parse
 def main(
     epochs: int = 6,  # how often to go through the training images; 0 only evaluates
@@ -136,7 +137,7 @@ def main(
 
     matplotlib.use("agg")
     try:
-        result, paths = run(epochs, bs, lr, seed, source, device, out)
+        result, paths = run(epochs, bs, lr, seed, source, device, out, tqdm_=True)
     except (ValueError, OSError, FloatingPointError) as e:
         sys.exit(f"slowconv: {e}")
     if epochs == 0:

@@ -32,7 +32,7 @@ def use_style():
     "Draw all further figures of this session in slowconv's style."
     plt.rcParams.update(style)
 
-# %% ../nbs/90_show.ipynb #40845607
+# %% ../nbs/90_show.ipynb #25f85794
 def as_image(
     im,  # tensor, array or PIL image: [H,W], or [C,H,W] or [H,W,C] with C of 1, 3 or 4
 ):  # array [H,W], or [H,W,C] for colour; a ValueError for any other shape
@@ -40,10 +40,10 @@ def as_image(
     a = im.detach().cpu() if isinstance(im, torch.Tensor) else torch.as_tensor(np.array(im))
     if a.dtype == torch.bfloat16:
         a = a.float()
-    if a.ndim == 3 and a.shape[0] in (1, 3, 4) and a.shape[-1] not in (3, 4):
+    if a.ndim == 3 and a.shape[0] in (3, 4) and a.shape[-1] not in (3, 4):
         a = a.permute(1, 2, 0)
-    if a.ndim == 3 and a.shape[-1] == 1:
-        a = a[..., 0]
+    if a.ndim == 3 and 1 in (a.shape[0], a.shape[-1]):
+        a = a[0] if a.shape[0] == 1 else a[..., 0]
     if a.ndim != 2 and not (a.ndim == 3 and a.shape[-1] in (3, 4)):
         raise ValueError(
             f"show_image: shape {list(a.shape)} is no image; "

@@ -86,7 +86,7 @@ def predict(
 def _device(model):
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
-# %% ../nbs/04_training.ipynb #2b54584b
+# %% ../nbs/04_training.ipynb #fa90f996
 class History(list):
     "A record per epoch: a dict with epoch, training loss, validation loss, accuracy and seconds."
 
@@ -105,6 +105,8 @@ class History(list):
         axs[0].legend()
         axs[1].plot(col.get("epoch", []), col.get("accuracy", []), "o-", color="tab:green")
         axs[1].set(xlabel="epoch", ylabel="validation accuracy")
+        for ax in axs:
+            ax.xaxis.get_major_locator().set_params(integer=True)
         return axs
 
 
