@@ -30,7 +30,9 @@ def png(image):
 
 
 def main(folder):
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(fashion_classes)))
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=list(fashion_classes))
+    )
     writer, path = None, Path(__file__).parents[1] / "slowconv" / "sample" / "fashion_mnist.parquet"
     for split, n in (("train", 500), ("test", 100)):
         images, labels = load_images("fashion_mnist", split, folder)

@@ -1,6 +1,6 @@
 """Makes README.md and its pictures from nbs/index.ipynb, with nbconvert:
 
-    python scripts/readme.py
+python scripts/readme.py
 """
 
 from pathlib import Path

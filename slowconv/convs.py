@@ -45,7 +45,9 @@ def find_device(
         return torch.ones(1, device=device).device
     except Exception as e:
         why = str(e).splitlines()[0]
-        raise ValueError(f"device={device!r} is not to be had; try {str(def_device)!r} ({why})") from e
+        raise ValueError(
+            f"device={device!r} is not to be had; try {str(def_device)!r} ({why})"
+        ) from e
 
 
 def to_device(
@@ -60,7 +62,9 @@ def _move(x, device):
     if isinstance(x, (torch.Tensor, PackedSequence)):
         return x.to(device)
     if isinstance(x, Mapping):
-        new = copy.copy(x) if isinstance(x, MutableMapping) else dict(x)  # a copy keeps the kind of mapping
+        new = (
+            copy.copy(x) if isinstance(x, MutableMapping) else dict(x)
+        )  # a copy keeps the kind of mapping
         for k, v in x.items():
             new[k] = _move(v, device)
         return new

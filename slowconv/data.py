@@ -46,10 +46,14 @@ def fashion_collate(
     "A batch of grey images and their labels, ready for a convolution."
     whole = isinstance(examples, Mapping)
     try:
-        images, labels = (examples[k] if whole else [e[k] for e in examples] for k in ("image", "label"))
+        images, labels = (
+            examples[k] if whole else [e[k] for e in examples] for k in ("image", "label")
+        )
     except KeyError as e:
         there = sorted(examples if whole else examples[0])
-        raise ValueError(f"fashion_collate: no column {e} among {there}; dsd.rename_column helps") from e
+        raise ValueError(
+            f"fashion_collate: no column {e} among {there}; dsd.rename_column helps"
+        ) from e
     xb = images if whole else torch.stack([_as_tensor(im) for im in images])
     if xb.ndim == 3:
         xb = xb[:, None]
@@ -62,7 +66,9 @@ def _to_unit(x):
         return x.float().div_(255)
     if x.dtype == torch.bool or x.is_floating_point():
         return x.float()
-    raise ValueError(f"fashion_collate: pixels are {x.dtype}; expected uint8, bool or floats in [0,1]")
+    raise ValueError(
+        f"fashion_collate: pixels are {x.dtype}; expected uint8, bool or floats in [0,1]"
+    )
 
 # %% ../nbs/03_data.ipynb #d4242dd7
 def get_columns(
@@ -70,7 +76,9 @@ def get_columns(
 ):  # dict from column name to a tensor, or to a list where the values do not stack
     "Every column of a data set, its images decoded, once and for all."
     ds, step = ds.with_format("torch"), 1000
-    steps = tqdm(range(0, len(ds), step), "decoding", unit_scale=step, leave=False, disable=len(ds) < 10_000)
+    steps = tqdm(
+        range(0, len(ds), step), "decoding", unit_scale=step, leave=False, disable=len(ds) < 10_000
+    )
     chunks = [ds[i : i + step] for i in steps]
     return {k: _cat([c[k] for c in chunks]) for k in ds.column_names}
 
@@ -122,7 +130,9 @@ def get_loaders(
 ):  # `DataLoaders(train, valid)`
     "Two DataLoaders over columns in memory, the first of them shuffled."
     whole = collate_fn in (default_collate, fashion_collate)
-    fn = _as_is if collate_fn is default_collate else collate_fn  # whole columns are its very result
+    fn = (
+        _as_is if collate_fn is default_collate else collate_fn
+    )  # whole columns are its very result
     dss = [ColumnDataset(columns, whole) for columns in (train, valid)]
     return DataLoaders(*(_loader(ds, ds is dss[0], fn, bs, num_workers) for ds in dss))
 
@@ -139,7 +149,9 @@ def _check_bs(bs):
 def _check_dataset_dict(dsd):
     "The splits to train and to validate on, after a look at both."
     if not isinstance(dsd, Mapping):
-        raise TypeError(f"get_dls_from_dataset_dict: expected a DatasetDict, got {type(dsd).__name__}")
+        raise TypeError(
+            f"get_dls_from_dataset_dict: expected a DatasetDict, got {type(dsd).__name__}"
+        )
     splits = ["train", "validation" if "validation" in dsd else "test"]
     for split in splits:
         if split not in dsd:
@@ -197,9 +209,13 @@ def load_images(
         images, labels = (read_part(folder, split, kind) for kind in ("images", "labels"))
     where = f"{known.title}, {split}, from {source}"
     if images.ndim != 3 or images.shape[1:] != (28, 28) or images.dtype != torch.uint8:
-        raise ValueError(f"{where}: images of {images.dtype} {list(images.shape)}; expected uint8 [N,28,28]")
+        raise ValueError(
+            f"{where}: images of {images.dtype} {list(images.shape)}; expected uint8 [N,28,28]"
+        )
     if labels.shape != images.shape[:1] or len(labels) == 0:
-        raise ValueError(f"{where}: {len(images):,} images and labels of shape {list(labels.shape)}")
+        raise ValueError(
+            f"{where}: {len(images):,} images and labels of shape {list(labels.shape)}"
+        )
     if not 0 <= labels.min() <= labels.max() <= 9:
         raise ValueError(f"{where}: labels from {labels.min()} to {labels.max()}; expected 0 to 9")
     verify(name, split, source, images, labels)
@@ -229,7 +245,11 @@ def _open(name, bs, source, num_workers):
     splits = [load_images(name, split, source) for split in ("train", "test")]
     train, valid = (dict(zip(("image", "label"), s, strict=True)) for s in splits)
     known, sizes = known_sets[name], [f"{len(columns['label']):,}" for columns in (train, valid)]
-    where = {"system": known.system, "hub": f"the hub, {known.hub[0]}", "sample": "slowconv's sample"}
+    where = {
+        "system": known.system,
+        "hub": f"the hub, {known.hub[0]}",
+        "sample": "slowconv's sample",
+    }
     print(f"{known.title}: {sizes[0]} and {sizes[1]} images from {where.get(source, source)}")
     yield get_loaders(train, valid, fashion_collate, bs, num_workers)
 

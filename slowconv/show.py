@@ -80,7 +80,9 @@ def subplots(
     **kwargs,  # passed on to `plt.subplots`
 ):  # figure, and what `plt.subplots` returns beside it: axes, or an array of axes
     "`plt.subplots` whose size follows from the number of pictures, with a title for all of them."
-    fig, axs = plt.subplots(nrows, ncols, figsize=figsize or (imsize * ncols, imsize * nrows), **kwargs)
+    fig, axs = plt.subplots(
+        nrows, ncols, figsize=figsize or (imsize * ncols, imsize * nrows), **kwargs
+    )
     if title is not None:
         fig.suptitle(title)
     return fig, axs

@@ -30,7 +30,9 @@ def read_idx(
         try:
             raw = gzip.decompress(raw)
         except (EOFError, OSError, zlib.error) as e:
-            raise ValueError(f"{path}: the gzip file is broken or cut short ({e}); get it again") from None
+            raise ValueError(
+                f"{path}: the gzip file is broken or cut short ({e}); get it again"
+            ) from None
     if raw[:3] != b"\0\0\x08" or len(raw) < 4 or not 1 <= raw[3] <= 3:
         raise ValueError(
             f"{path}: magic number 0x{raw[:4].hex()} is not that of an IDX file of bytes, "
@@ -38,7 +40,9 @@ def read_idx(
         )
     start = 4 + 4 * raw[3]
     if len(raw) < start:
-        raise ValueError(f"{path}: {len(raw)} bytes end within the header of {start}; the file is cut short")
+        raise ValueError(
+            f"{path}: {len(raw)} bytes end within the header of {start}; the file is cut short"
+        )
     shape = struct.unpack(f">{raw[3]}I", raw[4:start])
     if len(raw) - start != math.prod(shape):
         raise ValueError(
@@ -133,9 +137,13 @@ def _is_data(folder):
 
 def _check_source(known, source):
     if source == "sample" and known.folder != "fashion-mnist":
-        raise FileNotFoundError(f"source='sample': there is no sample of {known.title}. {known.get}.")
+        raise FileNotFoundError(
+            f"source='sample': there is no sample of {known.title}. {known.get}."
+        )
     if source == "system" and not (known.system and _is_data(known.system)):
-        raise FileNotFoundError(f"source='system': {known.title} is not installed here. {known.get}.")
+        raise FileNotFoundError(
+            f"source='system': {known.title} is not installed here. {known.get}."
+        )
     if source == "hub" and (why := _fetch(known)):
         raise FileNotFoundError(f"source='hub': {why}. {known.get}.")
     if source in _words:

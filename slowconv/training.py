@@ -26,7 +26,9 @@ def accuracy(
         raise ValueError(f"accuracy: {len(y)} and {len(y_pred)} rows; expected as many, at least 1")
     y, y_pred = (t.argmax(1) if t.ndim == 2 else t for t in (y, y_pred))
     if y.ndim != 1 or y_pred.ndim != 1:
-        raise ValueError(f"accuracy: {list(y.shape)} and {list(y_pred.shape)}; expected [N] or [N,C]")
+        raise ValueError(
+            f"accuracy: {list(y.shape)} and {list(y_pred.shape)}; expected [N] or [N,C]"
+        )
     return (y == y_pred).float().mean()
 
 # %% ../nbs/04_training.ipynb #73fe608d
