@@ -1,32 +1,32 @@
-"""Makes README.md and its pictures from nbs/index.ipynb, with nbconvert:
+"""Makes README.md and its pictures from nbs/index.ipynb, with nbconvert: python scripts/readme.py"""
 
-python scripts/readme.py
-"""
-
+import re
 from pathlib import Path
 
 from nbconvert import MarkdownExporter
-from nbconvert.preprocessors import ExtractOutputPreprocessor
 from nbformat import read
+from traitlets.config import Config
 
 root = Path(__file__).parents[1]
 
 
 def render():  # dict from path below the repository to the bytes that belong there
-    "README.md and its pictures; a cell with `#| hide` is left out, `#| echo: false` keeps its output only."
+    "README.md and its pictures, from the committed outputs; heeds `hide`, `echo: false` and `fig-alt:`."
     nb = read(root / "nbs" / "index.ipynb", as_version=4)
+    nb.metadata["language_info"] = {"name": "python"}
     nb.cells = [c for c in nb.cells if not c.source.startswith("#| hide")]
+    alts = [alt for c in nb.cells for alt in re.findall(r"^#\| fig-alt: (.+)$", c.source, re.M)]
     for cell in nb.cells:
-        lines = cell.source.splitlines(keepends=True)
-        if cell.source.startswith("#| echo: false"):
+        if "#| echo: false" in cell.source:
             cell.metadata["transient"] = {"remove_source": True}
-        cell.source = "".join(line for line in lines if not line.startswith("#| "))
-    extract = ExtractOutputPreprocessor(
-        enabled=True, output_filename_template="docs/images/readme-{cell_index}{extension}"
-    )
-    exporter = MarkdownExporter(preprocessors=[extract])
+        cell.source = re.sub(r"^#\| .*\n", "", cell.source, flags=re.M)
+    names = {"output_filename_template": "docs/images/readme-{cell_index}{extension}"}
+    exporter = MarkdownExporter(config=Config(ExtractOutputPreprocessor=names))
     text, resources = exporter.from_notebook_node(nb)
-    text = "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n"
+    for alt in alts:
+        text = text.replace("![png]", f"![{alt}]", 1)
+    text = re.sub(r"[ \t]+$", "", text, flags=re.M)
+    text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return {"README.md": text.encode(), **resources["outputs"]}
 
 

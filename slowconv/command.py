@@ -121,7 +121,7 @@ def run(
         fig = draw_run(model, result.history, dls.valid)
     return result, save_run(model, fig, out)
 
-# %% ../nbs/92_command.ipynb #67d3a283
+# %% ../nbs/92_command.ipynb #64868f06
 @call_parse
 def main(
     epochs: int = 6,  # how often to go through the training images; 0 only evaluates
@@ -140,9 +140,11 @@ def main(
         result, paths = run(epochs, bs, lr, seed, source, device, out, tqdm_=True)
     except (ValueError, OSError, FloatingPointError) as e:
         sys.exit(f"slowconv: {e}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell says that a program was interrupted
     if epochs == 0:
         print(f"validation loss={result.loss:.3f}, validation accuracy={result.accuracy:.2f}")
     for path in paths:
         print(path)
     if len(result.history) < epochs:
-        sys.exit(130)  # as a shell says that a program was interrupted
+        sys.exit(130)

@@ -36,13 +36,16 @@ def _default_device():
 
 def_device = _default_device()
 
-# %% ../nbs/02_convs.ipynb #c5f3ba7b
+# %% ../nbs/02_convs.ipynb #80ace212
 def find_device(
     device,  # `torch.device`, or its name: "cpu", "cuda", "cuda:1", "mps"
 ):  # `torch.device`; a ValueError if this machine has no such device
     "The device of that name, tried by putting a number on it."
     try:
-        return torch.ones(1, device=device).device
+        found = torch.ones(1, device=device).device
+        if found.type == "meta":
+            raise RuntimeError("this device holds no numbers")
+        return found
     except Exception as e:
         why = str(e).splitlines()[0]
         raise ValueError(

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import struct
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import hypothesis
@@ -43,6 +44,15 @@ def clean(monkeypatch):
     torch.manual_seed(0)
     yield
     plt.close("all")
+
+
+@contextmanager
+def no_interrupt():
+    "A KeyboardInterrupt that gets out fails the test; by itself it would end the whole session of pytest."
+    try:
+        yield
+    except KeyboardInterrupt:
+        pytest.fail("the interrupt got out")
 
 
 def idx_bytes(a):

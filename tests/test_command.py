@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_folder
+from conftest import make_folder, no_interrupt
 from PIL import Image
 from safetensors.torch import load_file
 from torch import optim
@@ -123,7 +123,7 @@ def test_a_bad_value_is_one_line_before_any_work(case, tmp_path, capsys, monkeyp
     assert isinstance(e.value.code, str)  # which Python prints to stderr, and ends with status 1
     one_line(e.value.code, part)
     assert list(tmp_path.iterdir()) == []
-    assert "images" not in capsys.readouterr().out.replace("few images", "")  # no data was read
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("case", ["lr nan"])
@@ -249,7 +249,7 @@ def test_an_interrupted_run_keeps_what_it_has(tiny, monkeypatch):
         return real(pred, yb)
 
     monkeypatch.setattr("slowconv.command.F.cross_entropy", loss_func)
-    with pytest.raises(SystemExit) as e:
+    with pytest.raises(SystemExit) as e, no_interrupt():
         main(epochs=4, bs=15, **tiny)
     assert e.value.code == 130
     assert sorted(os.listdir(tiny["out"])) == ["slowconv.png", "slowconv.safetensors"]
@@ -300,6 +300,7 @@ def test_interrupted_in_the_first_epoch(tiny, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("slowconv.command.F.cross_entropy", loss_func)
-    result, paths = run(epochs=2, bs=16, **tiny)
+    with no_interrupt():
+        result, paths = run(epochs=2, bs=16, **tiny)
     assert math.isnan(result.loss) and list(result.history) == []
     assert all(Path(p).is_file() for p in paths)
