@@ -52,7 +52,8 @@ def machine():  # one line of text
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     cpu = names[0] if names else platform.processor() or platform.machine()
     return (
-        f"{os.cpu_count()} cores ({cpu}), device {def_device}; Python {platform.python_version()}, "
+        f"{os.cpu_count()} cores ({cpu}), {torch.get_num_threads()} threads, device {def_device}; "
+        f"Python {platform.python_version()}, "
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, datasets {datasets.__version__}"
     )
 

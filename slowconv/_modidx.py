@@ -66,6 +66,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'slowconv.training.History': ('training.html#history', 'slowconv/training.py'),
                                    'slowconv.training.History.plot': ('training.html#history.plot', 'slowconv/training.py'),
                                    'slowconv.training._device': ('training.html#_device', 'slowconv/training.py'),
+                                   'slowconv.training._per_image': ('training.html#_per_image', 'slowconv/training.py'),
                                    'slowconv.training.accuracy': ('training.html#accuracy', 'slowconv/training.py'),
                                    'slowconv.training.evaluate': ('training.html#evaluate', 'slowconv/training.py'),
                                    'slowconv.training.fit': ('training.html#fit', 'slowconv/training.py'),

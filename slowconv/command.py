@@ -23,11 +23,11 @@ from .show import show_image, show_map, subplots, use_style
 from .sources import find_source
 from .training import fit
 
-# %% ../nbs/92_command.ipynb #195ef01e
+# %% ../nbs/92_command.ipynb #027d948b
 def draw_run(
     model,  # the trained CNN
     history,  # what `fit` recorded
-    valid_dl,  # gives (xb, yb); the first 15 images are shown
+    valid_dl,  # gives (xb, yb); up to 12 images of the first batch are shown
 ):  # figure
     "Curves, predictions and the filters of the first layer, in one figure."
     use_style()
@@ -39,7 +39,9 @@ def draw_run(
     xb, yb = next(iter(valid_dl))
     with torch.no_grad():
         pred = model(to_device(xb, next(model.parameters()).device)).argmax(1).cpu()
-    for i, ax in enumerate(axs[1:3].flat):
+    for ax in axs[1:3].flat[len(xb) :]:
+        ax.remove()
+    for i, ax in enumerate(axs[1:3].flat[: len(xb)]):
         name = fashion_classes[pred[i]]
         title = name if pred[i] == yb[i] else f"{name}\n(is {fashion_classes[yb[i]]})"
         show_image(xb[i], ax, title)
@@ -53,11 +55,12 @@ def draw_run(
             ax.remove()
     return fig
 
-# %% ../nbs/92_command.ipynb #c478455b
+# %% ../nbs/92_command.ipynb #a77387f6
 def check_settings(
     epochs,  # int
     bs,  # int or None
     lr,  # float
+    seed,  # int
     device,  # name of a device, or None
     out,  # folder to write to
 ):  # raises a ValueError or OSError that quotes the first value that cannot be used
@@ -68,6 +71,8 @@ def check_settings(
         raise ValueError(f"--bs {bs}: expected 1 or more")
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"--lr {lr}: expected a number above 0")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed {seed}: expected 0 or more, and less than 2**63")
     if device is not None:
         find_device(device)
     if not Path(out).is_dir():
@@ -95,7 +100,7 @@ def save_run(
             os.replace(Path(tmp) / path.name, path)
     return paths
 
-# %% ../nbs/92_command.ipynb #50f49a80
+# %% ../nbs/92_command.ipynb #a673719c
 def run(
     epochs=6,  # how often to go through the training images
     bs=None,  # images per batch; 256, or 32 on the sample
@@ -107,7 +112,7 @@ def run(
     tqdm_=False,  # show a progress bar?
 ):  # `FitResult`, and the paths written
     "Train the lesson's CNN on Fashion-MNIST, print a line per epoch, keep a picture and the weights."
-    check_settings(epochs, bs, lr, device, out)
+    check_settings(epochs, bs, lr, seed, device, out)
     source = find_source("fashion_mnist", source)
     if bs is None:
         bs = 32 if source == "sample" else 256

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['def_device', 'conv', 'find_device', 'to_device', 'init_weights', 'get_model']
 
-# %% ../nbs/02_convs.ipynb #3e66d445
+# %% ../nbs/02_convs.ipynb #d83f2450
 import copy
-from collections.abc import Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ def _default_device():
 
 def_device = _default_device()
 
-# %% ../nbs/02_convs.ipynb #80ace212
+# %% ../nbs/02_convs.ipynb #1af3c08b
 def find_device(
     device,  # `torch.device`, or its name: "cpu", "cuda", "cuda:1", "mps"
 ):  # `torch.device`; a ValueError if this machine has no such device
@@ -65,9 +66,7 @@ def _move(x, device):
     if isinstance(x, (torch.Tensor, PackedSequence)):
         return x.to(device)
     if isinstance(x, Mapping):
-        new = (
-            copy.copy(x) if isinstance(x, MutableMapping) else dict(x)
-        )  # a copy keeps the kind of mapping
+        new = copy.copy(x) if isinstance(x, (dict, UserDict)) else dict(x)  # a copy keeps its kind
         for k, v in x.items():
             new[k] = _move(v, device)
         return new

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .convs import to_device
 
-# %% ../nbs/04_training.ipynb #d57378ef
+# %% ../nbs/04_training.ipynb #48f94db7
 def accuracy(
     y,  # classes [N], or one score per class [N,C]
     y_pred,  # the same; the argmax is taken of whatever has a class axis
@@ -24,14 +24,14 @@ def accuracy(
     "Share of equal classes. ValueError for unlike lengths, or none."
     if len(y) != len(y_pred) or len(y) == 0:
         raise ValueError(f"accuracy: {len(y)} and {len(y_pred)} rows; expected as many, at least 1")
-    y, y_pred = (t.argmax(1) if t.ndim == 2 else t for t in (y, y_pred))
-    if y.ndim != 1 or y_pred.ndim != 1:
+    if any(t.ndim not in (1, 2) or (t.ndim == 2 and t.shape[1] < 2) for t in (y, y_pred)):
         raise ValueError(
-            f"accuracy: {list(y.shape)} and {list(y_pred.shape)}; expected [N] or [N,C]"
+            f"accuracy: {list(y.shape)}, {list(y_pred.shape)}; expected [N], or [N,C], C > 1"
         )
+    y, y_pred = (t.argmax(1) if t.ndim == 2 else t for t in (y, y_pred))
     return (y == y_pred).float().mean()
 
-# %% ../nbs/04_training.ipynb #73fe608d
+# %% ../nbs/04_training.ipynb #fac70d6d
 def train_epoch(
     model,  # on whichever device its parameters are; batches are moved there
     loss_func,  # (predictions, yb) -> mean loss of the batch
@@ -44,11 +44,11 @@ def train_epoch(
     for xb, yb in dl:
         xb, yb = to_device((xb, yb), _device(model))
         loss = loss_func(predict(model, xb), yb)
+        opt.zero_grad()
         loss.backward()
         opt.step()
-        opt.zero_grad()
         total, n = total + loss.detach() * len(yb), n + len(yb)
-    return float(total) / n
+    return _per_image(total, n)
 
 
 @torch.no_grad()
@@ -65,7 +65,13 @@ def evaluate(
         pred = predict(model, xb)
         total, n = total + loss_func(pred, yb) * len(yb), n + len(yb)
         right = right + accuracy(yb, pred) * len(yb)
-    return float(total) / n, float(right) / n
+    return _per_image(total, n), _per_image(right, n)
+
+
+def _per_image(total, n):
+    if n == 0:
+        raise ValueError("the loader gave no images, so there is no mean over them")
+    return float(total) / n
 
 # %% ../nbs/04_training.ipynb #7c877c45
 def predict(
@@ -88,7 +94,7 @@ def predict(
 def _device(model):
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
-# %% ../nbs/04_training.ipynb #fa90f996
+# %% ../nbs/04_training.ipynb #32ca5c20
 class History(list):
     "A record per epoch: a dict with epoch, training loss, validation loss, accuracy and seconds."
 
@@ -115,12 +121,12 @@ class History(list):
 class FitResult(namedtuple("FitResult", "loss accuracy")):
     "(validation loss, validation accuracy) after the last epoch, and `.history`, a record per epoch."
 
-    def __new__(cls, loss, accuracy, history):
+    def __new__(cls, loss, accuracy, history=()):
         self = super().__new__(cls, loss, accuracy)
-        self.history = history
+        self.history = History(history)
         return self
 
-# %% ../nbs/04_training.ipynb #353b3deb
+# %% ../nbs/04_training.ipynb #effb1e0b
 def fit(
     epochs,  # how often to go through the training images; 0 only evaluates
     model,  # `nn.Module`, on the device to train on
@@ -142,13 +148,13 @@ def fit(
             start = time.perf_counter()
             bar = tqdm(train_dl, f"epoch {epoch}", leave=False, disable=not tqdm_)
             train_loss = train_epoch(model, loss_func, opt, bar)
-            if not math.isfinite(train_loss):
+            loss, acc = evaluate(model, loss_func, valid_dl)
+            if not math.isfinite(train_loss + loss):
                 lr = opt.param_groups[0]["lr"]
                 raise FloatingPointError(
-                    f"fit: the training loss is {train_loss} in epoch {epoch}, at lr={lr:g}: "
-                    "try a lower learning rate, on a model with new weights"
+                    f"fit: the loss is {train_loss} in training and {loss} in validation in epoch "
+                    f"{epoch}, at lr={lr:g}: try a lower one, on a model with new weights"
                 )
-            loss, acc = evaluate(model, loss_func, valid_dl)
             print(f"{epoch=}, validation loss={loss:.3f}, validation accuracy={acc:.2f}")
             seconds = time.perf_counter() - start
             history.append(

@@ -13,6 +13,9 @@ import pytest
 
 # before anything of slowconv or datasets is imported
 os.environ.pop("SLOWCONV_DATA", None)
+# also of the processes that tests start: small batches gain nothing from two threads, and on a
+# busy machine two threads that wait for each other take ten times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 matplotlib.use("agg")
 
 import datasets  # noqa: E402

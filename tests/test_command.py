@@ -164,7 +164,7 @@ def test_a_source_that_will_not_do(what, tmp_path):
 
 
 def test_check_settings_lets_good_ones_pass(tmp_path):
-    check_settings(0, None, 0.1, None, tmp_path)
+    check_settings(0, None, 0.1, 42, None, tmp_path)
     check_settings(6, 1, 1e-9, "cpu", str(tmp_path))
 
 
