@@ -165,7 +165,7 @@ def test_a_source_that_will_not_do(what, tmp_path):
 
 def test_check_settings_lets_good_ones_pass(tmp_path):
     check_settings(0, None, 0.1, 42, None, tmp_path)
-    check_settings(6, 1, 1e-9, "cpu", str(tmp_path))
+    check_settings(6, 1, 1e-9, 0, "cpu", str(tmp_path))
 
 
 def test_a_learning_rate_that_ruins_the_run_is_one_line(tmp_path):

@@ -142,7 +142,10 @@ def check_moved(old, new):
         assert type(new) is type(old) and len(new) == len(old)
         pairs = zip(old, new, strict=True)
     elif isinstance(old, (dict, UserDict, UserMapping)):
-        assert type(new) is type(old) and list(new) == list(old)
+        kind = (
+            dict if isinstance(old, UserMapping) else type(old)
+        )  # it cannot be known how to make a new one
+        assert type(new) is kind and list(new) == list(old)
         assert getattr(new, "default_factory", 0) is getattr(old, "default_factory", 0)
         pairs = ((old[k], new[k]) for k in old)
     else:
