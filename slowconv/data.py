@@ -6,11 +6,12 @@
 __all__ = ['fashion_classes', 'DataLoaders', 'fashion_sample', 'fashion_collate', 'get_columns', 'ColumnDataset', 'get_loaders',
            'get_dls_from_dataset_dict', 'load_images', 'fashion_mnist', 'mnist']
 
-# %% ../nbs/03_data.ipynb #7c52ba4a
+# %% ../nbs/03_data.ipynb #329e746b
 from collections import namedtuple
 from collections.abc import Mapping
 from contextlib import contextmanager
 from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def fashion_sample():  # `datasets.DatasetDict`: splits "train", "test"; columns
     groups = {split: file.read_row_group(i) for i, split in enumerate(("train", "test"))}
     return datasets.DatasetDict({split: datasets.Dataset(table) for split, table in groups.items()})
 
-# %% ../nbs/03_data.ipynb #43b31b8f
+# %% ../nbs/03_data.ipynb #506bd74c
 def _as_tensor(im):
     return im if isinstance(im, torch.Tensor) else torch.as_tensor(np.array(im))
 
@@ -54,9 +55,18 @@ def fashion_collate(
         raise ValueError(
             f"fashion_collate: no column {e} among {there}; dsd.rename_column helps"
         ) from e
-    xb = images if whole else torch.stack([_as_tensor(im) for im in images])
+    xb = images if whole else [_as_tensor(im) for im in images]
+    if not isinstance(xb, torch.Tensor):
+        shapes = {tuple(im.shape) for im in xb}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"fashion_collate: images of unlike sizes, {shapes}; make them equal first"
+            )
+        xb = torch.stack(xb)
     if xb.ndim == 3:
         xb = xb[:, None]
+    if xb.ndim != 4 or xb.shape[1] not in (1, 3, 4):
+        raise ValueError(f"fashion_collate: images {list(xb.shape[1:])}; expected [H,W] or [C,H,W]")
     return _to_unit(xb), torch.as_tensor(labels, dtype=torch.int64)
 
 
@@ -87,7 +97,7 @@ def _cat(chunks):
     stacks = all(isinstance(c, torch.Tensor) and c.shape[1:] == chunks[0].shape[1:] for c in chunks)
     return torch.cat(chunks) if stacks else [v for c in chunks for v in c]
 
-# %% ../nbs/03_data.ipynb #add4869a
+# %% ../nbs/03_data.ipynb #cda831be
 class ColumnDataset(Dataset):
     "Columns of equal length held in memory: one index gives an example, a list of indices a batch."
 
@@ -107,17 +117,18 @@ class ColumnDataset(Dataset):
     def __getitems__(self, idxs):
         if not self.whole:
             return [self[i] for i in idxs]
-        return {k: _take(v, idxs) for k, v in self.columns.items()}
+        at = torch.from_numpy(np.array(idxs))  # by far faster than to index with the list
+        return {k: _take(v, at) for k, v in self.columns.items()}
 
 
-def _take(v, idxs):
-    return v[idxs] if isinstance(v, torch.Tensor) else [v[i] for i in idxs]
+def _take(v, at):
+    return v.index_select(0, at) if isinstance(v, torch.Tensor) else [v[i] for i in at.tolist()]
 
 # %% ../nbs/03_data.ipynb #4ebb3624
 def _as_is(batch):
     return batch
 
-# %% ../nbs/03_data.ipynb #1f6daee8
+# %% ../nbs/03_data.ipynb #8358c0a3
 DataLoaders = namedtuple("DataLoaders", "train valid")
 
 
@@ -142,7 +153,7 @@ def _loader(ds, shuffle, collate_fn, bs, num_workers):
 
 
 def _check_bs(bs):
-    if not isinstance(bs, int) or bs < 1:
+    if not isinstance(bs, Integral) or bs < 1:
         raise ValueError(f"bs={bs!r}: a batch needs a whole number of images, at least 1")
 
 # %% ../nbs/03_data.ipynb #82dddbe4
@@ -166,7 +177,7 @@ def _check_dataset_dict(dsd):
             raise ValueError(f"get_dls_from_dataset_dict: no labels in {split!r}, only {types}")
     return [dsd[split] for split in splits]
 
-# %% ../nbs/03_data.ipynb #61e30251
+# %% ../nbs/03_data.ipynb #d239b627
 @contextmanager
 def get_dls_from_dataset_dict(
     dsd,  # `datasets.DatasetDict` with images and labels: "train", and "validation" or "test"
@@ -178,11 +189,11 @@ def get_dls_from_dataset_dict(
     "Batches of a DatasetDict: train shuffled, images decoded once. ValueError for what is missing."
     _check_bs(bs)
     dss = _check_dataset_dict(dsd)
-    formats = {ds.format["type"] for ds in dss}
-    if formats == {"torch"} or (formats == {None} and collate_fn is fashion_collate):
+    plain, as_tensors = (all(_is_format(ds, kind) for ds in dss) for kind in (None, "torch"))
+    if as_tensors or (plain and collate_fn is fashion_collate):
         yield get_loaders(*map(get_columns, dss), collate_fn, bs, num_workers)
         return
-    if formats == {None} and collate_fn is default_collate and _has_pil(dss[0]):
+    if plain and collate_fn is default_collate and _has_pil(dss[0]):
         raise TypeError(
             "get_dls_from_dataset_dict: PIL images cannot be stacked by default_collate; "
             'pass dsd.with_format("torch"), or collate_fn=fashion_collate for grey images'
@@ -190,10 +201,16 @@ def get_dls_from_dataset_dict(
     yield DataLoaders(*(_loader(ds, ds is dss[0], collate_fn, bs, num_workers) for ds in dss))
 
 
+def _is_format(ds, kind):
+    "Does the data set hand out all its columns in this format, with no wishes beyond it?"
+    f = ds.format
+    return f["type"] == kind and f["columns"] == ds.column_names and not f["format_kwargs"]
+
+
 def _has_pil(ds):
     return any(type(f).__name__ == "Image" for f in ds.features.values())
 
-# %% ../nbs/03_data.ipynb #72726556
+# %% ../nbs/03_data.ipynb #65e824ee
 def load_images(
     name,  # "fashion_mnist" or "mnist"
     split,  # "train" or "test"
@@ -229,13 +246,27 @@ def _from_dataset(known, split, source):
     if source == "hub":
         ds = datasets.Dataset(pq.read_table(hub_files(known, local_files_only=True)[split]))
     else:
-        dsd = fashion_sample() if source == "sample" else datasets.load_from_disk(source)
+        dsd = fashion_sample() if source == "sample" else _from_disk(source)
         ds = _check_dataset_dict(dsd)[split != "train"]
     columns = get_columns(ds)
-    images, labels = columns["image"], columns["label"]
-    if not isinstance(images, torch.Tensor):
-        raise ValueError(f"{source}: images of unlike sizes; expected [N,28,28]")
-    return images[:, 0] if images.ndim == 4 and images.shape[1] == 1 else images, labels
+    for name in ("image", "label"):
+        if not isinstance(columns.get(name), torch.Tensor):
+            kinds = {k: type(v).__name__ for k, v in columns.items()}
+            raise ValueError(f"{source}: no column {name!r} of numbers of one shape, only {kinds}")
+    images = columns["image"]
+    images = images[:, 0] if images.ndim == 4 and images.shape[1] == 1 else images
+    return images, columns["label"]
+
+
+def _from_disk(folder):
+    import datasets
+
+    try:
+        return datasets.load_from_disk(folder)
+    except Exception as e:
+        raise ValueError(
+            f"{folder}: no DatasetDict that can be read ({type(e).__name__}: {e})"
+        ) from e
 
 # %% ../nbs/03_data.ipynb #11c59e68
 @contextmanager
