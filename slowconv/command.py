@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['draw_run', 'check_settings', 'save_run', 'run', 'main']
 
-# %% ../nbs/92_command.ipynb #4c3a8aa5
+# %% ../nbs/92_command.ipynb #21483f8b
 import math
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -126,7 +127,7 @@ def run(
         fig = draw_run(model, result.history, dls.valid)
     return result, save_run(model, fig, out)
 
-# %% ../nbs/92_command.ipynb #64868f06
+# %% ../nbs/92_command.ipynb #e33e2f1d
 @call_parse
 def main(
     epochs: int = 6,  # how often to go through the training images; 0 only evaluates
@@ -141,6 +142,7 @@ def main(
     import matplotlib
 
     matplotlib.use("agg")
+    warnings.showwarning = lambda message, *_, **__: print(f"slowconv: {message}", file=sys.stderr)
     try:
         result, paths = run(epochs, bs, lr, seed, source, device, out, tqdm_=True)
     except (ValueError, OSError, FloatingPointError) as e:
