@@ -1,4 +1,5 @@
 # What `slowconv` hands on, and from where: read by lazy_loader, and by editors.
+from .cache import cache_folder as cache_folder
 from .convs import conv as conv
 from .convs import def_device as def_device
 from .convs import find_device as find_device
