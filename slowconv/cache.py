@@ -296,39 +296,57 @@ def _sha256(path, size):
             bar.update(len(data))
     return sha.hexdigest()
 
-# %% ../nbs/93_cache.ipynb #dbbaaeb2
+# %% ../nbs/93_cache.ipynb #4cbacaa7
 def cached(
     ds,  # `datasets.Dataset`
     chunks,  # function that decodes it: gives dicts from column name to an array of some rows
     size,  # bytes that the decoded columns take, roughly
     title="images",  # for people: what this is
 ):  # columns as `open_entry` gives them, or None where there can be no cache
-    "The decoded columns of a data set, from the cache or through it."
+    "The decoded columns of a data set, through the cache. MemoryError if nothing has room for them."
     key = find_key(ds)
     if key is None:
+        _check_memory(size, "its images are not files on this machine")
         return None
     try:
         columns = _open_or_remove(key)
         if columns is None:
             _check_room(size)
-            write_entry(key, chunks(), len(ds), title)
+            write_entry(key, _marked(chunks()), len(ds), title)
             columns = open_entry(key)
         return columns
     except UnlikeRows:
         raise
+    except _NotDecoded as e:
+        raise e.__cause__ from None
     except (OSError, ValueError) as e:
-        free = free_memory()
-        if free is not None and size > free:
-            raise OSError(
-                f"the decoded images take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free, and "
-                f"{cache_folder()} cannot be used ({e}): set $SLOWCONV_CACHE to a folder with more room"
-            ) from e
+        _check_memory(size, e)
         warnings.warn(
             f"{cache_folder()} cannot keep the decoded images ({e}): they are decoded into memory, this time "
             "and the next; $SLOWCONV_CACHE can name another folder",
             stacklevel=2,
         )
         return None
+
+
+class _NotDecoded(Exception):
+    "It was decoding that failed, and not the cache."
+
+
+def _marked(chunks):
+    try:
+        yield from chunks
+    except Exception as e:
+        raise _NotDecoded() from e
+
+
+def _check_memory(size, why):
+    free = free_memory()
+    if free is not None and size > free:
+        raise MemoryError(
+            f"the decoded images take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free, and "
+            f"{cache_folder()} cannot keep them ({why}): set $SLOWCONV_CACHE to a folder with more room"
+        )
 
 
 def _open_or_remove(key):
@@ -369,7 +387,7 @@ def free_memory():  # bytes, or None where the system does not say
     except (OSError, StopIteration):
         return None
 
-# %% ../nbs/93_cache.ipynb #66f3fb1f
+# %% ../nbs/93_cache.ipynb #5beb44da
 def list_entries():  # list of (path, title, bytes, what is wrong or "")
     "What the cache holds, as the manifests say; sizes are compared, contents are not."
     root, out = cache_folder(), []
@@ -391,7 +409,7 @@ def list_entries():  # list of (path, title, bytes, what is wrong or "")
 
 def _data(verify, clear):
     "Lines to print, and whether all is well."
-    entries, fine = list_entries(), True
+    entries = list_entries()
     yield (
         f"{cache_folder()}: {len(entries)} cached, {sum(e[2] for e in entries) / 1e6:,.1f} MB",
         True,
@@ -403,15 +421,11 @@ def _data(verify, clear):
             except (OSError, ValueError) as e:
                 wrong = str(e)
         word = "broken" if wrong else "verified" if verify else ""
-        fine = not wrong
         if clear:
             remove_entry(path)
-            word, fine = "removed", True
-        yield (
-            f"{path.name[:8]}  {size / 1e6:10,.1f} MB  {title}  {word}".rstrip()
-            + (f": {wrong}" if not fine else ""),
-            fine,
-        )
+            word, wrong = "removed", ""
+        line = f"{path.name[:8]}  {size / 1e6:10,.1f} MB  {title}  {word}".rstrip()
+        yield f"{line}: {wrong}" if wrong else line, not wrong
     if clear and cache_folder().is_dir():
         _remove_leftovers(cache_folder())
 
@@ -431,5 +445,5 @@ def main(
         sys.exit(f"slowconv-data: {e}")
     if not fine:
         sys.exit(
-            "slowconv-data: what is broken is never used, and is made again when it is needed; --clear removes it"
+            "slowconv-data: what is broken is never used and is made again; --clear removes it"
         )

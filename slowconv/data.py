@@ -6,7 +6,9 @@
 __all__ = ['fashion_classes', 'DataLoaders', 'fashion_sample', 'fashion_collate', 'get_columns', 'ColumnDataset', 'get_loaders',
            'get_dls_from_dataset_dict', 'load_images', 'fashion_mnist', 'mnist']
 
-# %% ../nbs/03_data.ipynb #329e746b
+# %% ../nbs/03_data.ipynb #526853f6
+import mmap
+import warnings
 from collections import namedtuple
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -16,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 from tqdm.auto import tqdm
 
-from .sources import find_source, hub_files, known_sets, read_part, verify
+from .cache import UnlikeRows, cached
+from .sources import check_saved, find_source, hub_files, known_sets, read_part, verify
 
 # %% ../nbs/03_data.ipynb #f65b22f1
 fashion_classes = (
@@ -36,7 +39,7 @@ def fashion_sample():  # `datasets.DatasetDict`: splits "train", "test"; columns
     groups = {split: file.read_row_group(i) for i, split in enumerate(("train", "test"))}
     return datasets.DatasetDict({split: datasets.Dataset(table) for split, table in groups.items()})
 
-# %% ../nbs/03_data.ipynb #506bd74c
+# %% ../nbs/03_data.ipynb #500b2eda
 def _as_tensor(im):
     return im if isinstance(im, torch.Tensor) else torch.as_tensor(np.array(im))
 
@@ -67,43 +70,80 @@ def fashion_collate(
         xb = xb[:, None]
     if xb.ndim != 4 or xb.shape[1] not in (1, 3, 4):
         raise ValueError(f"fashion_collate: images {list(xb.shape[1:])}; expected [H,W] or [C,H,W]")
-    return _to_unit(xb), torch.as_tensor(labels, dtype=torch.int64)
+    return _to_unit(xb), _to_classes(labels)
 
 
 def _to_unit(x):
-    "Pixels as float32 in [0,1]: uint8 is divided by 255, bool and floats are taken as they are."
-    if x.dtype == torch.uint8:
-        return x.float().div_(255)
+    "Pixels as float32 in [0,1]: uint8 by 255, uint16 by 65,535, bool and floats as they are."
+    if x.dtype in (torch.uint8, torch.uint16):
+        return x.float().div_(torch.iinfo(x.dtype).max)
     if x.dtype == torch.bool or x.is_floating_point():
         return x.float()
     raise ValueError(
-        f"fashion_collate: pixels are {x.dtype}; expected uint8, bool or floats in [0,1]"
+        f"fashion_collate: pixels are {x.dtype}; expected uint8, uint16, bool or floats in [0,1]"
     )
 
-# %% ../nbs/03_data.ipynb #d4242dd7
+
+def _to_classes(labels):
+    try:
+        yb = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(
+            f"fashion_collate: labels such as {labels[0]!r} are no numbers; "
+            'dsd.class_encode_column("label") numbers them'
+        ) from e
+    if yb.is_floating_point() and not torch.equal(yb, yb.round()):
+        raise ValueError(
+            f"fashion_collate: labels such as {labels[0]} are no classes; expected whole numbers"
+        )
+    return yb.to(torch.int64)
+
+# %% ../nbs/03_data.ipynb #b571217c
 def get_columns(
     ds,  # `datasets.Dataset`
-):  # dict from column name to a tensor, or to a list where the values do not stack
-    "Every column of a data set, its images decoded, once and for all."
-    ds, step = ds.with_format("torch"), 1000
-    steps = tqdm(
-        range(0, len(ds), step), "decoding", unit_scale=step, leave=False, disable=len(ds) < 10_000
-    )
-    chunks = [ds[i : i + step] for i in steps]
-    return {k: _cat([c[k] for c in chunks]) for k in ds.column_names}
+    title="images",  # what the cache calls it
+):  # dict from column name to a tensor, a read-only array on disk for large sets, or a list of strings
+    "Every column of a data set, its images decoded, once and for all. UnlikeRows where values do not stack."
+    ds = ds.with_format("torch")
+    row = sum(v.nbytes for v in _as_arrays(ds[:1]).values() if isinstance(v, np.ndarray))
+    step = max(1, min(1000, 2**26 // (row + 1)))  # at most 64 MB at a time
+
+    def chunks():
+        steps = tqdm(range(0, len(ds), step), "decoding", unit_scale=step, leave=False, delay=1)
+        return (_as_arrays(ds[i : i + step]) for i in steps)
+
+    large = len(ds) >= 10_000 or row * len(ds) > 2**25
+    columns = cached(ds, chunks, row * len(ds), title) if large else None
+    if columns is None:
+        parts = list(chunks())
+        columns = {k: _cat(k, [c[k] for c in parts]) for k in parts[0]}
+    return columns
 
 
-def _cat(chunks):
-    stacks = all(isinstance(c, torch.Tensor) and c.shape[1:] == chunks[0].shape[1:] for c in chunks)
-    return torch.cat(chunks) if stacks else [v for c in chunks for v in c]
+def _as_arrays(batch):
+    for name, v in batch.items():
+        if not (
+            isinstance(v, torch.Tensor)
+            or (isinstance(v, list) and all(isinstance(x, str) for x in v))
+        ):
+            raise UnlikeRows(f"column {name!r}: its values do not stack into one tensor")
+    return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
-# %% ../nbs/03_data.ipynb #cda831be
+
+def _cat(name, parts):
+    if isinstance(parts[0], list):
+        return [v for part in parts for v in part]
+    if len({(p.dtype, p.shape[1:]) for p in parts}) > 1:
+        raise UnlikeRows(f"column {name!r}: its values do not stack into one tensor")
+    return torch.from_numpy(np.concatenate(parts))
+
+# %% ../nbs/03_data.ipynb #76323893
 class ColumnDataset(Dataset):
-    "Columns of equal length held in memory: one index gives an example, a list of indices a batch."
+    "Columns of equal length: one index gives an example, a list of indices a batch."
 
     def __init__(
         self,
-        columns,  # dict from column name to a tensor or a list, all of one length
+        columns,  # dict from column name to a tensor, an array or a list, all of one length
         whole=False,  # is a batch one dict of tensors, rather than a list of examples?
     ):
         self.columns, self.whole = columns, whole
@@ -112,7 +152,7 @@ class ColumnDataset(Dataset):
         return len(next(iter(self.columns.values())))
 
     def __getitem__(self, i):
-        return {k: v[i] for k, v in self.columns.items()}
+        return {k: _one(v, i) for k, v in self.columns.items()}
 
     def __getitems__(self, idxs):
         if not self.whole:
@@ -120,9 +160,31 @@ class ColumnDataset(Dataset):
         at = torch.from_numpy(np.array(idxs))  # by far faster than to index with the list
         return {k: _take(v, at) for k, v in self.columns.items()}
 
+    def __getstate__(self):  # a process that is started afresh maps the files itself
+        return {**vars(self), "columns": {k: _sent(v) for k, v in self.columns.items()}}
+
+    def __setstate__(self, state):
+        columns = {k: _received(v) for k, v in state["columns"].items()}
+        self.__dict__.update({**state, "columns": columns})
+
+
+def _one(v, i):
+    return torch.from_numpy(np.array(v[i])) if isinstance(v, np.ndarray) else v[i]
+
 
 def _take(v, at):
+    if isinstance(v, np.ndarray):
+        return torch.from_numpy(np.asarray(v)[at.numpy()])
     return v.index_select(0, at) if isinstance(v, torch.Tensor) else [v[i] for i in at.tolist()]
+
+
+def _sent(v):
+    whole = isinstance(v, np.memmap) and isinstance(v.base, mmap.mmap)  # and no slice of one
+    return Path(v.filename) if whole else v
+
+
+def _received(v):
+    return np.load(v, mmap_mode="r", allow_pickle=False) if isinstance(v, Path) else v
 
 # %% ../nbs/03_data.ipynb #4ebb3624
 def _as_is(batch):
@@ -156,7 +218,7 @@ def _check_bs(bs):
     if not isinstance(bs, Integral) or bs < 1:
         raise ValueError(f"bs={bs!r}: a batch needs a whole number of images, at least 1")
 
-# %% ../nbs/03_data.ipynb #82dddbe4
+# %% ../nbs/03_data.ipynb #2bb1a865
 def _check_dataset_dict(dsd):
     "The splits to train and to validate on, after a look at both."
     if not isinstance(dsd, Mapping):
@@ -168,16 +230,42 @@ def _check_dataset_dict(dsd):
         if split not in dsd:
             want = '"train"' if split == "train" else '"validation" or "test"'
             raise ValueError(f"get_dls_from_dataset_dict: no split {want} among {list(dsd)}")
-        if len(dsd[split]) == 0:
+        if hasattr(dsd[split], "__len__") and len(dsd[split]) == 0:
             raise ValueError(f"get_dls_from_dataset_dict: the split {split!r} is empty")
-        types = {k: type(f).__name__ for k, f in dsd[split].features.items()}
-        if "image" not in types and "Image" not in types.values():
+        types = {k: type(f).__name__ for k, f in (dsd[split].features or {}).items()}
+        if types and "image" not in types and "Image" not in types.values():
             raise ValueError(f"get_dls_from_dataset_dict: no images in {split!r}, only {types}")
-        if "label" not in types and "ClassLabel" not in types.values():
-            raise ValueError(f"get_dls_from_dataset_dict: no labels in {split!r}, only {types}")
+        if types and "label" not in types and "ClassLabel" not in types.values():
+            raise ValueError(
+                f"get_dls_from_dataset_dict: no labels in {split!r}, only {types}; "
+                'dsd.rename_column(..., "label") says which they are'
+            )
     return [dsd[split] for split in splits]
 
-# %% ../nbs/03_data.ipynb #d239b627
+# %% ../nbs/03_data.ipynb #4c53e2c4
+class _Stream(IterableDataset):
+    "A streamed split, drawn in a new order from a buffer each time if it is shuffled."
+
+    def __init__(self, ds, shuffle):
+        self.ds, self.shuffle = ds, shuffle
+
+    def __iter__(self):
+        if not self.shuffle:
+            return iter(self.ds)
+        info = (
+            get_worker_info()
+        )  # workers share the files out among them, so they need the same seed
+        seed = info.seed - info.id if info else int(torch.randint(2**31, ()))
+        return iter(self.ds.shuffle(seed=seed % 2**31, buffer_size=1000))
+
+
+def _any_loader(ds, shuffle, collate_fn, bs, num_workers):
+    "PyTorch's ordinary way, one example after the other, for whatever a split may be."
+    stream = not hasattr(ds, "__len__")
+    ds, shuffle = (_Stream(ds, shuffle), False) if stream else (ds, shuffle)
+    return _loader(ds, shuffle, collate_fn, bs, num_workers)
+
+# %% ../nbs/03_data.ipynb #512825f8
 @contextmanager
 def get_dls_from_dataset_dict(
     dsd,  # `datasets.DatasetDict` with images and labels: "train", and "validation" or "test"
@@ -190,33 +278,68 @@ def get_dls_from_dataset_dict(
     _check_bs(bs)
     dss = _check_dataset_dict(dsd)
     plain, as_tensors = (all(_is_format(ds, kind) for ds in dss) for kind in (None, "torch"))
-    if as_tensors or (plain and collate_fn is fashion_collate):
-        yield get_loaders(*map(get_columns, dss), collate_fn, bs, num_workers)
-        return
-    if plain and collate_fn is default_collate and _has_pil(dss[0]):
+    if collate_fn is default_collate and any(_has_pil(ds) for ds in dss):
         raise TypeError(
             "get_dls_from_dataset_dict: PIL images cannot be stacked by default_collate; "
-            'pass dsd.with_format("torch"), or collate_fn=fashion_collate for grey images'
+            'pass dsd.with_format("torch"), or collate_fn=fashion_collate'
         )
-    yield DataLoaders(*(_loader(ds, ds is dss[0], collate_fn, bs, num_workers) for ds in dss))
+    dls = None
+    if as_tensors or (plain and collate_fn is fashion_collate):
+        dls = _fast_loaders(dss, collate_fn, bs, num_workers)
+    if dls is None:
+        dls = DataLoaders(
+            *(_any_loader(ds, ds is dss[0], collate_fn, bs, num_workers) for ds in dss)
+        )
+    yield dls
+
+
+def _fast_loaders(dss, collate_fn, bs, num_workers):
+    "Loaders over decoded columns; None, and a warning, where they do not stack."
+    needed = ["image", "label"]
+    if collate_fn is fashion_collate and all(set(needed) <= set(ds.column_names) for ds in dss):
+        dss = [ds.select_columns(needed) for ds in dss]
+    try:
+        columns = [get_columns(ds, f"{ds.info.dataset_name or 'images'}, {ds.split}") for ds in dss]
+    except UnlikeRows as e:
+        warnings.warn(
+            f"get_dls_from_dataset_dict: {e}, so each image is decoded each time, which is slower; "
+            "dsd.map can make them equal",
+            stacklevel=4,
+        )
+        return None
+    return get_loaders(*columns, collate_fn, bs, num_workers)
 
 
 def _is_format(ds, kind):
     "Does the data set hand out all its columns in this format, with no wishes beyond it?"
+    if not hasattr(ds, "__len__"):
+        return False
     f = ds.format
     return f["type"] == kind and f["columns"] == ds.column_names and not f["format_kwargs"]
 
 
 def _has_pil(ds):
-    return any(type(f).__name__ == "Image" for f in ds.features.values())
+    "Does it hand out PIL images?"
+    if hasattr(ds, "__len__"):
+        plain = ds.format["type"] is None
+    else:
+        plain = getattr(ds, "_formatting", None) is None
+    return plain and any(
+        type(f).__name__ == "Image" and f.decode for f in (ds.features or {}).values()
+    )
 
-# %% ../nbs/03_data.ipynb #65e824ee
+# %% ../nbs/03_data.ipynb #5bf546ee
 def load_images(
     name,  # "fashion_mnist" or "mnist"
     split,  # "train" or "test"
     source=None,  # as `find_source` takes it
 ):  # images: uint8 [N,28,28]; labels: int64 [N]
     "The images of a split. ValueError if they are not 28 by 28, with as many labels from 0 to 9."
+    return _load(name, split, source)[:2]
+
+
+def _load(name, split, source):
+    "Images, labels, and whether they are the very ones that bear that name."
     source = find_source(name, source)
     known = known_sets[name]
     if source in ("hub", "sample") or (Path(source) / "dataset_dict.json").is_file():
@@ -235,32 +358,42 @@ def load_images(
         )
     if not 0 <= labels.min() <= labels.max() <= 9:
         raise ValueError(f"{where}: labels from {labels.min()} to {labels.max()}; expected 0 to 9")
-    verify(name, split, source, images, labels)
-    return images, labels.long()
+    known_well = verify(name, split, source, images, labels)
+    return images, labels.long(), known_well
 
 
 def _from_dataset(known, split, source):
     import datasets
-    import pyarrow.parquet as pq
 
     if source == "hub":
-        ds = datasets.Dataset(pq.read_table(hub_files(known, local_files_only=True)[split]))
+        ds = datasets.Dataset(_read_parquet(hub_files(known, local_files_only=True)[split]))
     else:
         dsd = fashion_sample() if source == "sample" else _from_disk(source)
         ds = _check_dataset_dict(dsd)[split != "train"]
-    columns = get_columns(ds)
+    columns = get_columns(ds, f"{known.title}, {split}")
     for name in ("image", "label"):
-        if not isinstance(columns.get(name), torch.Tensor):
+        if not isinstance(columns.get(name), (torch.Tensor, np.ndarray)):
             kinds = {k: type(v).__name__ for k, v in columns.items()}
             raise ValueError(f"{source}: no column {name!r} of numbers of one shape, only {kinds}")
-    images = columns["image"]
-    images = images[:, 0] if images.ndim == 4 and images.shape[1] == 1 else images
-    return images, columns["label"]
+    images, labels = (torch.as_tensor(np.array(columns[name])) for name in ("image", "label"))
+    return images[:, 0] if images.ndim == 4 and images.shape[1] == 1 else images, labels
+
+
+def _read_parquet(path):
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except (OSError, ValueError) as e:
+        raise ValueError(
+            f"{path}: no parquet file that can be read ({e}); remove it, and get it again"
+        ) from e
 
 
 def _from_disk(folder):
     import datasets
 
+    check_saved(folder)
     try:
         return datasets.load_from_disk(folder)
     except Exception as e:
@@ -268,20 +401,22 @@ def _from_disk(folder):
             f"{folder}: no DatasetDict that can be read ({type(e).__name__}: {e})"
         ) from e
 
-# %% ../nbs/03_data.ipynb #11c59e68
+# %% ../nbs/03_data.ipynb #bedf03fd
 @contextmanager
 def _open(name, bs, source, num_workers):
     _check_bs(bs)
     source = find_source(name, source)
-    splits = [load_images(name, split, source) for split in ("train", "test")]
-    train, valid = (dict(zip(("image", "label"), s, strict=True)) for s in splits)
+    splits = [_load(name, split, source) for split in ("train", "test")]
+    train, valid = ({"image": images, "label": labels} for images, labels, _ in splits)
     known, sizes = known_sets[name], [f"{len(columns['label']):,}" for columns in (train, valid)]
     where = {
         "system": known.system,
         "hub": f"the hub, {known.hub[0]}",
         "sample": "slowconv's sample",
     }
-    print(f"{known.title}: {sizes[0]} and {sizes[1]} images from {where.get(source, source)}")
+    own = not (source in where or all(known_well for *_, known_well in splits))
+    title = f"{Path(source).name} (not {known.title} as published)" if own else known.title
+    print(f"{title}: {sizes[0]} and {sizes[1]} images from {where.get(source, source)}")
     yield get_loaders(train, valid, fashion_collate, bs, num_workers)
 
 
