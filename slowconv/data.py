@@ -328,7 +328,7 @@ def _has_pil(ds):
         type(f).__name__ == "Image" and f.decode for f in (ds.features or {}).values()
     )
 
-# %% ../nbs/03_data.ipynb #5bf546ee
+# %% ../nbs/03_data.ipynb #f5b005f0
 def load_images(
     name,  # "fashion_mnist" or "mnist"
     split,  # "train" or "test"
@@ -375,7 +375,11 @@ def _from_dataset(known, split, source):
         if not isinstance(columns.get(name), (torch.Tensor, np.ndarray)):
             kinds = {k: type(v).__name__ for k, v in columns.items()}
             raise ValueError(f"{source}: no column {name!r} of numbers of one shape, only {kinds}")
-    images, labels = (torch.as_tensor(np.array(columns[name])) for name in ("image", "label"))
+    columns = {
+        k: torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v
+        for k, v in columns.items()
+    }
+    images, labels = columns["image"], columns["label"]
     return images[:, 0] if images.ndim == 4 and images.shape[1] == 1 else images, labels
 
 
