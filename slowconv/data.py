@@ -98,26 +98,34 @@ def _to_classes(labels):
         )
     return yb.to(torch.int64)
 
-# %% ../nbs/03_data.ipynb #b571217c
+# %% ../nbs/03_data.ipynb #08a0834a
 def get_columns(
     ds,  # `datasets.Dataset`
     title="images",  # what the cache calls it
 ):  # dict from column name to a tensor, a read-only array on disk for large sets, or a list of strings
     "Every column of a data set, its images decoded, once and for all. UnlikeRows where values do not stack."
     ds = ds.with_format("torch")
-    row = sum(v.nbytes for v in _as_arrays(ds[:1]).values() if isinstance(v, np.ndarray))
+    row = _row_size(ds)
     step = max(1, min(1000, 2**26 // (row + 1)))  # at most 64 MB at a time
 
     def chunks():
         steps = tqdm(range(0, len(ds), step), "decoding", unit_scale=step, leave=False, delay=1)
         return (_as_arrays(ds[i : i + step]) for i in steps)
 
-    large = len(ds) >= 10_000 or row * len(ds) > 2**25
+    large = _is_large(len(ds), row * len(ds))
     columns = cached(ds, chunks, row * len(ds), title) if large else None
     if columns is None:
         parts = list(chunks())
         columns = {k: _cat(k, [c[k] for c in parts]) for k in parts[0]}
     return columns
+
+
+def _row_size(ds):
+    return sum(v.nbytes for v in _as_arrays(ds[:1]).values() if isinstance(v, np.ndarray))
+
+
+def _is_large(n, size):
+    return n >= 10_000 or size > 2**25  # takes more than a second to decode, or more than 32 MB
 
 
 def _as_arrays(batch):
