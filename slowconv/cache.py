@@ -296,7 +296,7 @@ def _sha256(path, size):
             bar.update(len(data))
     return sha.hexdigest()
 
-# %% ../nbs/93_cache.ipynb #4cbacaa7
+# %% ../nbs/93_cache.ipynb #737f0949
 def cached(
     ds,  # `datasets.Dataset`
     chunks,  # function that decodes it: gives dicts from column name to an array of some rows
@@ -353,8 +353,11 @@ def _open_or_remove(key):
     try:
         return open_entry(key)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        warnings.warn(f"a cached set is broken and is made again ({e})", stacklevel=2)
-        remove_entry(cache_folder() / key)
+        try:
+            remove_entry(cache_folder() / key)
+        except OSError as e2:
+            raise OSError(f"{e}, and that cannot be removed: {e2}") from None
+        warnings.warn(f"a cached set is broken and is made again ({e})", stacklevel=3)
         return None
 
 

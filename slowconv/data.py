@@ -273,7 +273,7 @@ def _any_loader(ds, shuffle, collate_fn, bs, num_workers):
     ds, shuffle = (_Stream(ds, shuffle), False) if stream else (ds, shuffle)
     return _loader(ds, shuffle, collate_fn, bs, num_workers)
 
-# %% ../nbs/03_data.ipynb #512825f8
+# %% ../nbs/03_data.ipynb #e6267501
 @contextmanager
 def get_dls_from_dataset_dict(
     dsd,  # `datasets.DatasetDict` with images and labels: "train", and "validation" or "test"
@@ -295,8 +295,10 @@ def get_dls_from_dataset_dict(
     if as_tensors or (plain and collate_fn is fashion_collate):
         dls = _fast_loaders(dss, collate_fn, bs, num_workers)
     if dls is None:
+        train, valid = dss
         dls = DataLoaders(
-            *(_any_loader(ds, ds is dss[0], collate_fn, bs, num_workers) for ds in dss)
+            _any_loader(train, True, collate_fn, bs, num_workers),
+            _any_loader(valid, False, collate_fn, bs, num_workers),
         )
     yield dls
 
