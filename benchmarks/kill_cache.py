@@ -23,7 +23,7 @@ from fastcore.script import call_parse
 from PIL import Image
 from tqdm.auto import tqdm
 
-from slowconv import cache, data
+from slowconv import cache
 
 n, side = 4000, 64
 
@@ -46,7 +46,8 @@ def fill(images, ds):
     "Decode through the cache, and compare with what the images were made of; exit status 0 if all is right."
 
     def chunks():
-        return (data._as_arrays(ds[i : i + 50]) for i in range(0, n, 50))
+        for i in range(0, n, 50):
+            yield {name: v.numpy() for name, v in ds[i : i + 50].items()}
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a broken entry would be made again with a warning
@@ -55,12 +56,15 @@ def fill(images, ds):
     assert columns["label"].tolist() == list(range(n)), "a wrong label"
 
 
+def entries(folder):
+    return [p.name for p in folder.iterdir() if re.fullmatch("[0-9a-f]{64}", p.name)]
+
+
 def state(folder):
     "What a kill left behind."
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    if any(re.fullmatch("[0-9a-f]{64}", name) for name in names):
-        return "the whole entry"
-    return "a part, under its temporary name" if names else "nothing"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return "nothing"
+    return "the whole entry" if entries(folder) else "a part, under its temporary name"
 
 
 @call_parse
@@ -97,12 +101,12 @@ def main(
             process.join()
             found = state(folder)
             left[found] = left.get(found, 0) + 1
-            if not is_right(start()) or len(list(folder.iterdir())) != 1:
+            if not is_right(start()) or len(entries(folder)) != 1:
                 wrong.append((i, found, sorted(p.name for p in folder.iterdir())))
             shutil.rmtree(folder)
         for i in tqdm(range(races), "races"):
             fine = [is_right(process) for process in (start(), start())]
-            if not all(fine) or len(list(folder.iterdir())) != 1:
+            if not all(fine) or len(entries(folder)) != 1:
                 lost.append((i, fine, sorted(p.name for p in folder.iterdir())))
             shutil.rmtree(folder)
     print(

@@ -6,12 +6,13 @@
 __all__ = ['fashion_classes', 'DataLoaders', 'fashion_sample', 'fashion_collate', 'get_columns', 'ColumnDataset', 'get_loaders',
            'get_dls_from_dataset_dict', 'load_images', 'fashion_mnist', 'mnist']
 
-# %% ../nbs/03_data.ipynb #526853f6
+# %% ../nbs/03_data.ipynb #1f4baf03
 import mmap
 import warnings
 from collections import namedtuple
 from collections.abc import Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.resources import files
 from numbers import Integral
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from tqdm.auto import tqdm
 
 from .cache import UnlikeRows, cached
-from .sources import check_saved, find_source, hub_files, known_sets, read_part, verify
+from .sources import check_saved, find_source, hub_table, known_sets, read_part, verify
 
 # %% ../nbs/03_data.ipynb #f65b22f1
 fashion_classes = (
@@ -98,54 +99,57 @@ def _to_classes(labels):
         )
     return yb.to(torch.int64)
 
-# %% ../nbs/03_data.ipynb #08a0834a
+# %% ../nbs/03_data.ipynb #39e6b5f7
 def get_columns(
     ds,  # `datasets.Dataset`
     title="images",  # what the cache calls it
 ):  # dict from column name to a tensor, a read-only array on disk for large sets, or a list of strings
     "Every column of a data set, its images decoded, once and for all. UnlikeRows where values do not stack."
-    ds = ds.with_format("torch")
-    row = _row_size(ds)
-    step = max(1, min(1000, 2**26 // (row + 1)))  # at most 64 MB at a time
+    names = ds.column_names
+    first = ds.with_format("torch")[0]
+    texts = [name for name, v in first.items() if isinstance(v, str)]
+    texts = {name: list(ds.with_format(None)[name]) for name in texts}
+    for name, v in texts.items():
+        if not all(isinstance(x, str) for x in v):
+            raise UnlikeRows(f"column {name!r}: not all of its values are texts")
+    ds = ds.remove_columns(list(texts)).with_format("torch")
+    size = sum(v.nbytes for v in first.values() if isinstance(v, torch.Tensor))
+    step = max(1, min(1000, 2**26 // (size + 1)))  # at most 64 MB at a time
 
     def chunks():
-        steps = tqdm(range(0, len(ds), step), "decoding", unit_scale=step, leave=False, delay=1)
-        return (_as_arrays(ds[i : i + step]) for i in steps)
+        for i in tqdm(range(0, len(ds), step), "decoding", unit_scale=step, leave=False, delay=1):
+            yield {name: _as_array(name, v) for name, v in ds[i : i + step].items()}
 
-    large = _is_large(len(ds), row * len(ds))
-    columns = cached(ds, chunks, row * len(ds), title) if large else None
-    if columns is None:
-        parts = list(chunks())
-        columns = {k: _cat(k, [c[k] for c in parts]) for k in parts[0]}
-    return columns
-
-
-def _row_size(ds):
-    return sum(v.nbytes for v in _as_arrays(ds[:1]).values() if isinstance(v, np.ndarray))
+    columns = (
+        cached(ds, chunks, size * len(ds), title) if _is_large(len(ds), size * len(ds)) else None
+    )
+    columns = (columns or _in_memory(chunks())) | texts
+    return {name: columns[name] for name in names}
 
 
 def _is_large(n, size):
     return n >= 10_000 or size > 2**25  # takes more than a second to decode, or more than 32 MB
 
 
-def _as_arrays(batch):
-    for name, v in batch.items():
-        if not (
-            isinstance(v, torch.Tensor)
-            or (isinstance(v, list) and all(isinstance(x, str) for x in v))
-        ):
-            raise UnlikeRows(f"column {name!r}: its values do not stack into one tensor")
-    return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+def _as_array(name, v):
+    if not isinstance(v, torch.Tensor):
+        raise UnlikeRows(f"column {name!r}: its values do not stack into one array of numbers")
+    return v.numpy()
 
 
-def _cat(name, parts):
-    if isinstance(parts[0], list):
-        return [v for part in parts for v in part]
-    if len({(p.dtype, p.shape[1:]) for p in parts}) > 1:
-        raise UnlikeRows(f"column {name!r}: its values do not stack into one tensor")
-    return torch.from_numpy(np.concatenate(parts))
+def _in_memory(chunks):
+    "The chunks of each column, put together into one tensor."
+    parts = {}
+    for chunk in chunks:
+        for name, v in chunk.items():
+            parts.setdefault(name, []).append(v)
+            if (v.dtype, v.shape[1:]) != (parts[name][0].dtype, parts[name][0].shape[1:]):
+                raise UnlikeRows(
+                    f"column {name!r}: its values do not stack into one array of numbers"
+                )
+    return {name: torch.from_numpy(np.concatenate(vs)) for name, vs in parts.items()}
 
-# %% ../nbs/03_data.ipynb #76323893
+# %% ../nbs/03_data.ipynb #0ac30991
 class ColumnDataset(Dataset):
     "Columns of equal length: one index gives an example, a list of indices a batch."
 
@@ -172,8 +176,8 @@ class ColumnDataset(Dataset):
         return {**vars(self), "columns": {k: _sent(v) for k, v in self.columns.items()}}
 
     def __setstate__(self, state):
-        columns = {k: _received(v) for k, v in state["columns"].items()}
-        self.__dict__.update({**state, "columns": columns})
+        columns = {k: v() if isinstance(v, partial) else v for k, v in state["columns"].items()}
+        self.__dict__.update(state, columns=columns)
 
 
 def _one(v, i):
@@ -188,11 +192,7 @@ def _take(v, at):
 
 def _sent(v):
     whole = isinstance(v, np.memmap) and isinstance(v.base, mmap.mmap)  # and no slice of one
-    return Path(v.filename) if whole else v
-
-
-def _received(v):
-    return np.load(v, mmap_mode="r", allow_pickle=False) if isinstance(v, Path) else v
+    return partial(np.memmap, v.filename, v.dtype, "r", v.offset, v.shape) if whole else v
 
 # %% ../nbs/03_data.ipynb #4ebb3624
 def _as_is(batch):
@@ -338,7 +338,7 @@ def _has_pil(ds):
         type(f).__name__ == "Image" and f.decode for f in (ds.features or {}).values()
     )
 
-# %% ../nbs/03_data.ipynb #f5b005f0
+# %% ../nbs/03_data.ipynb #559cbc88
 def load_images(
     name,  # "fashion_mnist" or "mnist"
     split,  # "train" or "test"
@@ -353,7 +353,7 @@ def _load(name, split, source):
     source = find_source(name, source)
     known = known_sets[name]
     if source in ("hub", "sample") or (Path(source) / "dataset_dict.json").is_file():
-        images, labels = _from_dataset(known, split, source)
+        images, labels = _from_dataset(name, split, source)
     else:
         folder = known.system if source == "system" else source
         images, labels = (read_part(folder, split, kind) for kind in ("images", "labels"))
@@ -372,36 +372,22 @@ def _load(name, split, source):
     return images, labels.long(), known_well
 
 
-def _from_dataset(known, split, source):
+def _from_dataset(name, split, source):
     import datasets
 
+    known = known_sets[name]
     if source == "hub":
-        ds = datasets.Dataset(_read_parquet(hub_files(known, local_files_only=True)[split]))
+        ds = datasets.Dataset(hub_table(name, split))
     else:
         dsd = fashion_sample() if source == "sample" else _from_disk(source)
         ds = _check_dataset_dict(dsd)[split != "train"]
     columns = get_columns(ds, f"{known.title}, {split}")
-    for name in ("image", "label"):
-        if not isinstance(columns.get(name), (torch.Tensor, np.ndarray)):
+    for k in ("image", "label"):
+        if not isinstance(columns.get(k), (torch.Tensor, np.ndarray)):
             kinds = {k: type(v).__name__ for k, v in columns.items()}
-            raise ValueError(f"{source}: no column {name!r} of numbers of one shape, only {kinds}")
-    columns = {
-        k: torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v
-        for k, v in columns.items()
-    }
-    images, labels = columns["image"], columns["label"]
+            raise ValueError(f"{source}: no column {k!r} of numbers of one shape, only {kinds}")
+    images, labels = (_one(columns[k], slice(None)) for k in ("image", "label"))
     return images[:, 0] if images.ndim == 4 and images.shape[1] == 1 else images, labels
-
-
-def _read_parquet(path):
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path)
-    except (OSError, ValueError) as e:
-        raise ValueError(
-            f"{path}: no parquet file that can be read ({e}); remove it, and get it again"
-        ) from e
 
 
 def _from_disk(folder):

@@ -21,6 +21,7 @@ matplotlib.use("agg")
 import datasets  # noqa: E402
 import huggingface_hub  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
+import requests  # noqa: E402
 import torch  # noqa: E402
 from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: E402
 
@@ -41,9 +42,10 @@ hypothesis.settings.load_profile("slowconv")
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    "No data set of the developer's own, seeded random numbers, no figure left open."
+def clean(monkeypatch, tmp_path):
+    "No data set or cache of the developer's own, seeded random numbers, no figure left open."
     monkeypatch.delenv("SLOWCONV_DATA", raising=False)
+    monkeypatch.setenv("SLOWCONV_CACHE", str(tmp_path / "cache"))
     torch.manual_seed(0)
     yield
     plt.close("all")
@@ -125,7 +127,7 @@ def offline(monkeypatch, patch_known):
 
     patch_known("fashion_mnist", system=None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", not_cached)
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unplugged)
+    monkeypatch.setattr(requests, "get", unplugged)
 
 
 @pytest.fixture(scope="session")

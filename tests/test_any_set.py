@@ -1,4 +1,4 @@
-"Sets of images of every kind: what comes out is what PyTorch's own DataLoader would give, or one clear error."
+"Sets of images of every kind: what PyTorch's own DataLoader would give, or one clear error."
 
 import io
 import subprocess
@@ -12,11 +12,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
 from slowconv.data import fashion_collate, get_dls_from_dataset_dict
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLOWCONV_CACHE", str(tmp_path / "cache"))
 
 
 def png(im):
@@ -234,7 +229,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how, where", [("fork", "mapped"), ("fork", "memory"), ("spawn", "mapped")])
+@pytest.mark.parametrize(
+    "how, where", [("fork", "mapped"), ("fork", "memory"), ("spawn", "mapped")]
+)
 def test_worker_processes(tmp_path, how, where):
     if how == "fork" and sys.platform != "linux":
         pytest.skip("no fork here")

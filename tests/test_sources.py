@@ -20,6 +20,7 @@ import datasets
 import huggingface_hub
 import pyarrow.parquet as pq
 import pytest
+import requests
 import torch
 from conftest import digests, digits, idx_bytes, make_folder, sha256, write_idx
 from hypothesis import given
@@ -484,7 +485,7 @@ def test_the_fallback_warns(offline):
 
 
 @pytest.mark.parametrize(
-    "error", [ConnectionError(), TimeoutError(""), OSError("one\ntwo"), RuntimeError("\n")]
+    "error", [ConnectionError(), TimeoutError(""), OSError("one\ntwo"), ValueError("\n")]
 )
 def test_the_fallback_whatever_the_error_says(offline, monkeypatch, error):
     "Errors of the network have no text at times."
@@ -492,7 +493,7 @@ def test_the_fallback_whatever_the_error_says(offline, monkeypatch, error):
     def unplugged(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unplugged)
+    monkeypatch.setattr(requests, "get", unplugged)
     with pytest.warns(UserWarning, match=type(error).__name__):
         assert find_source("fashion_mnist") == "sample"
 
