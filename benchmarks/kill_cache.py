@@ -1,4 +1,4 @@
-"""Kill a process at random moments while it fills the cache; afterwards the cache works, and every byte is right.
+"""Kill a process at random moments while it fills the cache; afterwards every byte has to be right.
 
     python benchmarks/kill_cache.py                  # 50 kills, then 10 races of two processes
 
