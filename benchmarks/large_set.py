@@ -3,8 +3,8 @@
     python benchmarks/large_set.py                             # needs 6 GB of disk below $TMPDIR
     python benchmarks/large_set.py --gigabytes 0.6 --limit 0.4  # a quick look
 
-Writes PNGs as a DatasetDict to disk, decodes it through the cache, goes through it shuffled, and compares every
-image with what it was made of; then the same from the cache, and the same without one, which has to fail.
+Writes PNGs as a DatasetDict to disk, decodes it through the cache, goes through it shuffled, and compares
+every image with what it was made of; then again from the cache; then without one, which has to fail.
 The limit is Linux's RLIMIT_DATA: all memory but pages of files, which the system can drop at will. It
 counts from when torch is imported. Needs Linux.
 """

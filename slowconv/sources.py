@@ -213,22 +213,17 @@ def _from_environment(known):
     name = identify(read_idx(labels[0]))[0] if labels else None
     return None if name and known_sets[name] is not known else folder
 
-# %% ../nbs/91_sources.ipynb #fa86fe7d
+# %% ../nbs/91_sources.ipynb #e978d921
 def _cached_by_hub(known):
     "The paths of a set's files in the hub's own cache, by split; None if they are not all there."
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
 
     repo, file = known.hub
-    try:
-        return {
-            split: hf_hub_download(
-                repo, file.format(split=split), repo_type="dataset", local_files_only=True
-            )
-            for split in ("train", "test")
-        }
-    except (EntryNotFoundError, OSError, ValueError):
-        return None
+    paths = {
+        split: try_to_load_from_cache(repo, file.format(split=split), repo_type="dataset")
+        for split in ("train", "test")
+    }
+    return paths if all(isinstance(path, str) for path in paths.values()) else None
 
 
 def _address(known, split):
@@ -254,6 +249,8 @@ def _fetch(known, seconds=4, patience=5):
                     raise ConnectionError("$HF_HUB_OFFLINE is set")
                 _download(url, key, f"{known.title}, {split}, as the hub has it", seconds, patience)
     except (OSError, ValueError, KeyError) as e:
+        while e.__context__:  # what lies at the bottom of it says most
+            e = e.__context__
         why = textwrap.shorten(f"{type(e).__name__}: {e}", 160)
         return f"could not be fetched from the Hugging Face hub ({why})"
 

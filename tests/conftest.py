@@ -23,7 +23,6 @@ import huggingface_hub  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import requests  # noqa: E402
 import torch  # noqa: E402
-from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: E402
 
 from slowconv.data import fashion_sample, load_images  # noqa: E402
 from slowconv.sources import known_sets  # noqa: E402
@@ -119,14 +118,11 @@ def patch_known(monkeypatch):
 def offline(monkeypatch, patch_known):
     "No package of the system, nothing in the hub's cache, and no network."
 
-    def not_cached(*args, **kwargs):
-        raise LocalEntryNotFoundError("not in the cache")
-
     def unplugged(*args, **kwargs):
         raise ConnectionError("the cable is out")
 
     patch_known("fashion_mnist", system=None)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", not_cached)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: None)
     monkeypatch.setattr(requests, "get", unplugged)
 
 
