@@ -43,7 +43,7 @@ datasets.DatasetDict(train=split(n), test=split(64)).save_to_disk(folder)
 read_code = """
 import json, resource, sys, threading, time
 import numpy as np, torch, datasets
-from slowconv import data
+from slowconv import data, loaders
 folder, side, limit, mapped = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "mapped"
 torch.set_num_threads(1)
 
@@ -61,7 +61,7 @@ def watch():
         time.sleep(0.02)
 threading.Thread(target=watch, daemon=True).start()
 if not mapped:
-    data.cached = lambda *args: None
+    loaders.cached = lambda *args: None
 begin = time.monotonic()
 dsd = datasets.load_from_disk(folder)
 with data.get_dls_from_dataset_dict(dsd, data.fashion_collate, bs=32) as dls:

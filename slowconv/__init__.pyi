@@ -6,13 +6,10 @@ from .convs import find_device as find_device
 from .convs import get_model as get_model
 from .convs import init_weights as init_weights
 from .convs import to_device as to_device
-from .data import ColumnDataset as ColumnDataset
-from .data import DataLoaders as DataLoaders
 from .data import fashion_classes as fashion_classes
 from .data import fashion_collate as fashion_collate
 from .data import fashion_mnist as fashion_mnist
 from .data import fashion_sample as fashion_sample
-from .data import get_columns as get_columns
 from .data import get_dls_from_dataset_dict as get_dls_from_dataset_dict
 from .data import load_images as load_images
 from .data import mnist as mnist
@@ -24,6 +21,9 @@ from .kernels import im2col as im2col
 from .kernels import left_edge as left_edge
 from .kernels import out_size as out_size
 from .kernels import top_edge as top_edge
+from .loaders import ColumnDataset as ColumnDataset
+from .loaders import DataLoaders as DataLoaders
+from .loaders import get_columns as get_columns
 from .show import get_grid as get_grid
 from .show import show_image as show_image
 from .show import show_images as show_images

@@ -214,11 +214,11 @@ def test_a_stream_follows_the_seed():
 workers_code = """
 import sys
 import datasets, torch
-from slowconv import data
+from slowconv import data, loaders
 
 if __name__ == "__main__":
     torch.multiprocessing.set_start_method(sys.argv[1])
-    data._is_large = lambda n, size: sys.argv[2] == "mapped"
+    loaders._is_large = lambda n, size: sys.argv[2] == "mapped"
     dsd = data.fashion_sample()
     dsd = datasets.DatasetDict({k: ds.select(range(40)) for k, ds in dsd.items()})
     with data.get_dls_from_dataset_dict(dsd, data.fashion_collate, 16, num_workers=2) as dls:

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slowconv import cache, data
+from slowconv import cache, loaders
 from slowconv.cache import (
     UnlikeRows,
     cache_folder,
@@ -29,12 +29,8 @@ from slowconv.cache import (
     open_entry,
     write_entry,
 )
-from slowconv.data import (
-    ColumnDataset,
-    fashion_collate,
-    get_columns,
-    get_dls_from_dataset_dict,
-)
+from slowconv.data import fashion_collate, get_dls_from_dataset_dict
+from slowconv.loaders import ColumnDataset, get_columns
 
 key = "ab" * 32
 
@@ -426,7 +422,7 @@ def test_the_key_of_images_that_stand_by_their_path(tmp_path):
 @pytest.fixture
 def all_large(monkeypatch):
     "Every set counts as large enough for the cache."
-    monkeypatch.setattr(data, "_is_large", lambda n, size: True)
+    monkeypatch.setattr(loaders, "_is_large", lambda n, size: True)
 
 
 @pytest.mark.parametrize("collate_fn", [fashion_collate, list])
@@ -435,7 +431,7 @@ def test_the_cache_changes_no_batch(dsd, folder, monkeypatch, collate_fn):
     with get_dls_from_dataset_dict(dsd, collate_fn) as dls:
         plain = list(dls.valid)
     assert not folder.exists(), "small sets are not cached"
-    monkeypatch.setattr(data, "_is_large", lambda n, size: True)
+    monkeypatch.setattr(loaders, "_is_large", lambda n, size: True)
     for _ in range(2):
         with get_dls_from_dataset_dict(dsd, collate_fn) as dls:
             assert isinstance(dls.valid.dataset.columns["image"], np.memmap)

@@ -20,15 +20,14 @@ from torch.utils.data import (
 )
 
 from slowconv.data import (
-    ColumnDataset,
     fashion_classes,
     fashion_collate,
     fashion_mnist,
-    get_columns,
     get_dls_from_dataset_dict,
     load_images,
     mnist,
 )
+from slowconv.loaders import ColumnDataset, get_columns
 
 
 @pytest.mark.parametrize(
