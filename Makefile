@@ -10,7 +10,7 @@ train: .venv/.installed
 	$(BIN)/slowconv
 
 lab: .venv/.installed-lab
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # Two lessons at a time, a thread each: threads that wait for each other are slower than none.
 test: .venv/.installed-dev

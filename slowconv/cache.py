@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['cache_folder', 'write_entry', 'UnlikeRows', 'open_entry', 'find_key', 'cached', 'open_or_remove', 'remove_entry',
-           'free_memory', 'list_entries', 'show_entries', 'main']
+           'check_room', 'free_memory', 'list_entries', 'show_entries', 'main']
 
-# %% ../nbs/93_cache.ipynb #7c2cbf15
+# %% ../nbs/93_cache.ipynb #4483325f
 import hashlib
 import json
 import math
@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -117,22 +117,26 @@ def _is_plain(dtype):
 def _n_bytes(c, n):
     return n * math.prod(c["shape"]) * np.dtype(c["dtype"]).itemsize
 
-# %% ../nbs/93_cache.ipynb #799764a2
+# %% ../nbs/93_cache.ipynb #2181db50
+def _delete(path):
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def _remove_leftovers(root, seconds):
     for path in root.glob(".*.tmp"):
         try:
-            if time.time() - max(p.stat().st_mtime for p in (path, *path.iterdir())) >= seconds:
-                shutil.rmtree(path)
+            if time.time() - max(p.lstat().st_mtime for p in (path, *path.glob("*"))) >= seconds:
+                _delete(path)
         except OSError:
             pass  # another process was faster, or it may not be removed
 
-# %% ../nbs/93_cache.ipynb #94b52d3c
+# %% ../nbs/93_cache.ipynb #a5b063d4
 def open_entry(
     key,  # name of the entry
 ):  # dict from column name to a read-only array on disk; None if there is no entry
     "Columns from the cache, checked to the last byte. ValueError, or OSError, if they are not as written."
     folder = cache_folder() / key
-    if not folder.is_dir():
+    if not os.path.lexists(folder):
         return None
     content = _read_manifest(folder)
     return {
@@ -175,15 +179,17 @@ def _sha256(path, size):
             bar.update(len(data))
     return sha.hexdigest()
 
-# %% ../nbs/93_cache.ipynb #551c1b7c
+# %% ../nbs/93_cache.ipynb #216dac7b
 def find_key(
     ds,  # `datasets.Dataset`
-):  # 64 hexadecimal digits; None where the content cannot be known, as for images behind a URL
+):  # 64 hexadecimal digits; None where the content is not known, as for images behind a URL
     "The sha256 of everything that the decoded columns depend on."
     import datasets
     import PIL
     import pyarrow as pa
 
+    if any("Image(" in repr(f) and type(f).__name__ != "Image" for f in ds.features.values()):
+        return None  # images in lists: their paths are not looked for
     made_by = [datasets.__version__, PIL.__version__, np.__version__]
     sha = hashlib.sha256(json.dumps([*made_by, repr(ds.features), len(ds)]).encode())
     sink = pa.PythonFile(_Hashing(sha), mode="w")
@@ -223,7 +229,7 @@ def _paths(table, features):
                 if image is not None and image["bytes"] is None:
                     yield image["path"]
 
-# %% ../nbs/93_cache.ipynb #4cdd73af
+# %% ../nbs/93_cache.ipynb #baa9958e
 def cached(
     ds,  # `datasets.Dataset`
     chunks,  # function that decodes it: gives dicts from column name to an array of some rows
@@ -235,7 +241,7 @@ def cached(
     try:
         columns = open_or_remove(key) if key else None
         if key and columns is None:
-            _check_room(size)
+            check_room(size)
             write_entry(key, chunks(), len(ds), title)
             columns = open_entry(key)
     except UnlikeRows:
@@ -249,7 +255,7 @@ def cached(
         )
     if columns is None and size > free_memory():
         raise MemoryError(
-            f"the decoded images take {size / 1e9:.1f} GB, {free_memory() / 1e9:.1f} GB of memory are free, "
+            f"the decoded images take {size / 1e6:,.0f} MB, {free_memory() / 1e6:,.0f} MB of memory free, "
             f"and {cache_folder()} cannot keep them ({why}): $SLOWCONV_CACHE can name a folder with more room"
         )
     return columns
@@ -284,15 +290,16 @@ def remove_entry(key):
         os.rename(cache_folder() / key, away)
     except FileNotFoundError:
         return  # another process was faster
-    shutil.rmtree(away, ignore_errors=True)
+    with suppress(OSError):
+        _delete(away)
 
 
-def _check_room(size):
+def check_room(size):
     "OSError if the disk has not the room, before it is filled to the brim."
     folder = cache_folder()
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     if size * 1.1 > free:
-        raise OSError(f"{size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB of the disk are free")
+        raise OSError(f"{size / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB of the disk are free")
 
 
 def free_memory():  # bytes; infinity where the system does not say
@@ -303,15 +310,15 @@ def free_memory():  # bytes; infinity where the system does not say
         found = None
     return int(found[1]) * 1024 if found else math.inf
 
-# %% ../nbs/93_cache.ipynb #65edf678
+# %% ../nbs/93_cache.ipynb #3bf6980a
 def list_entries(
     verify=False,  # compare every byte with what was written?
 ):  # list of (key, title, bytes, what is wrong or "")
     "What the cache holds, as the manifests say."
     root, out = cache_folder(), []
-    for path in sorted(root.iterdir()) if root.is_dir() else []:
-        if re.fullmatch(r"[0-9a-f]{64}", path.name) and path.is_dir():
-            size, title, wrong = sum(p.stat().st_size for p in path.iterdir()), "?", ""
+    for path in sorted(root.iterdir()) if root.exists() else []:
+        if re.fullmatch(r"[0-9a-f]{64}", path.name):
+            size, title, wrong = sum(p.lstat().st_size for p in path.glob("*")), "?", ""
             try:
                 content = _read_manifest(path)
                 title = content["title"]

@@ -6,7 +6,8 @@
 __all__ = ['fashion_classes', 'fashion_sample', 'fashion_collate', 'get_dls_from_dataset_dict', 'load_images', 'fashion_mnist',
            'mnist']
 
-# %% ../nbs/03_data.ipynb #fe689184
+# %% ../nbs/03_data.ipynb #bd66ef21
+import textwrap
 from collections.abc import Mapping
 from contextlib import contextmanager
 from importlib.resources import files
@@ -18,8 +19,8 @@ from torch.utils.data import default_collate
 
 from slowconv.loaders import (
     as_tensor,
-    check_bs,
     check_dataset_dict,
+    check_numbers,
     get_columns,
     get_decoded_loaders,
     get_loaders,
@@ -27,7 +28,7 @@ from slowconv.loaders import (
     gives_pil,
     is_format,
 )
-from .sources import check_saved, find_source, hub_table, known_sets, read_part, verify
+from .sources import check_saved, find_source, hub_dataset, known_sets, read_part, verify
 
 # %% ../nbs/03_data.ipynb #f65b22f1
 fashion_classes = (
@@ -44,64 +45,75 @@ def fashion_sample():  # `datasets.DatasetDict`: splits "train", "test"; columns
     groups = {split: file.read_row_group(i) for i, split in enumerate(("train", "test"))}
     return datasets.DatasetDict({split: datasets.Dataset(table) for split, table in groups.items()})
 
-# %% ../nbs/03_data.ipynb #c75c9204
-def _stackable(im):
-    return im if isinstance(im, torch.Tensor) else torch.as_tensor(np.array(im))
-
-
+# %% ../nbs/03_data.ipynb #26ea4e57
 def fashion_collate(
     examples,  # dicts with an "image" ([28,28] or [1,28,28], tensor, array or PIL) and a "label"
-):  # xb: float32 [N,1,28,28] in [0,1]; yb: int64 [N]
+):  # xb: float32 [N,1,28,28] in [0,1]; yb: int64 [N]; a ValueError for anything else
     "A batch of grey images and their labels, ready for a convolution."
-    whole = isinstance(examples, Mapping)
-    try:
-        images, labels = (
-            examples[k] if whole else [e[k] for e in examples] for k in ("image", "label")
-        )
-    except KeyError as e:
-        there = sorted(examples if whole else examples[0])
-        raise ValueError(
-            f"fashion_collate: no column {e} among {there}; dsd.rename_column helps"
-        ) from e
-    xb = images if whole else [_stackable(im) for im in images]
-    if not isinstance(xb, torch.Tensor):
-        shapes = {tuple(im.shape) for im in xb}
-        if len(shapes) > 1:
+    whole = isinstance(examples, Mapping)  # slowconv's own loaders hand over whole columns
+    if len(examples) == 0:
+        raise ValueError("fashion_collate: no examples")
+    for e in [examples] if whole else examples:
+        if not {"image", "label"} <= set(e):
             raise ValueError(
-                f"fashion_collate: images of unlike sizes, {shapes}; make them equal first"
+                f'fashion_collate: no "image" and "label" among {sorted(e)}; dsd.rename_column helps'
             )
-        xb = torch.stack(xb)
+    images, labels = (
+        examples[k] if whole else [e[k] for e in examples] for k in ("image", "label")
+    )
+    xb = images if isinstance(images, torch.Tensor) else _stack([_as_tensor(im) for im in images])
     if xb.ndim == 3:
         xb = xb[:, None]
     if xb.ndim != 4 or xb.shape[1] not in (1, 3, 4):
         raise ValueError(f"fashion_collate: images {list(xb.shape[1:])}; expected [H,W] or [C,H,W]")
+    if len(labels) != len(xb):
+        raise ValueError(f"fashion_collate: {len(xb)} images and {len(labels)} labels")
     return _to_unit(xb), _to_classes(labels)
+
+
+def _as_tensor(im):
+    if isinstance(im, torch.Tensor):
+        return im
+    a = np.array(im)
+    if a.dtype == object:
+        raise ValueError(f"fashion_collate: {im!r} is no image")
+    return torch.as_tensor(a.transpose(2, 0, 1) if hasattr(im, "getbands") and a.ndim == 3 else a)
+
+
+def _stack(images):
+    kinds = {f"{im.dtype} {list(im.shape)}" for im in images}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"fashion_collate: images of unlike kinds, {sorted(kinds)}; make them equal first"
+        )
+    return torch.stack(images)
 
 
 def _to_unit(x):
     "Pixels as float32 in [0,1]: uint8 by 255, uint16 by 65,535, bool and floats as they are."
     if x.dtype in (torch.uint8, torch.uint16):
         return x.float().div_(torch.iinfo(x.dtype).max)
-    if x.dtype == torch.bool or x.is_floating_point():
-        return x.float()
-    raise ValueError(
-        f"fashion_collate: pixels are {x.dtype}; expected uint8, uint16, bool or floats in [0,1]"
-    )
+    if x.dtype != torch.bool and not (x.is_floating_point() and x.min() >= 0 and x.max() <= 1):
+        raise ValueError(
+            f"fashion_collate: pixels are {x.dtype} from {x.min():.4g} to {x.max():.4g}; "
+            "expected uint8, uint16, bool, or floats in [0,1]"
+        )
+    return x.float()
 
 
 def _to_classes(labels):
     try:
         yb = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise ValueError(
-            f"fashion_collate: labels such as {labels[0]!r} are no numbers; "
-            'dsd.class_encode_column("label") numbers them'
-        ) from e
-    if yb.is_floating_point() and not torch.equal(yb, yb.round()):
-        raise ValueError(f"fashion_collate: labels such as {labels[0]}; expected whole numbers")
-    return yb.to(torch.int64)
+        if yb.ndim == 1 and torch.equal(yb.long().to(yb.dtype), yb):
+            return yb.long()
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise ValueError(
+        f"fashion_collate: labels {textwrap.shorten(repr(labels), 80)}; "
+        'expected a whole number for each image, and dsd.class_encode_column("label") numbers texts'
+    )
 
-# %% ../nbs/03_data.ipynb #f2f8180c
+# %% ../nbs/03_data.ipynb #202fd573
 @contextmanager
 def get_dls_from_dataset_dict(
     dsd,  # `datasets.DatasetDict` with images and labels: "train", and "validation" or "test"
@@ -111,7 +123,7 @@ def get_dls_from_dataset_dict(
     num_workers=0,  # processes that load; 0 is fastest for data in memory
 ):  # `DataLoaders(train, valid)`, two `torch.utils.data.DataLoader`s
     "Batches of a DatasetDict: train shuffled, images decoded once. ValueError for what is missing."
-    check_bs(bs)
+    check_numbers(bs, num_workers)
     dss, ours = check_dataset_dict(dsd), collate_fn is fashion_collate
     if collate_fn is default_collate and any(gives_pil(ds) for ds in dss):
         raise TypeError(
@@ -125,7 +137,7 @@ def get_dls_from_dataset_dict(
         dls = get_decoded_loaders(dss, collate_fn, bs, num_workers, whole=ours)
     yield dls or get_plain_loaders(dss, collate_fn, bs, num_workers)
 
-# %% ../nbs/03_data.ipynb #f294d707
+# %% ../nbs/03_data.ipynb #e60fe0f6
 def load_images(
     name,  # "fashion_mnist" or "mnist"
     split,  # "train" or "test"
@@ -149,22 +161,22 @@ def _load(name, split, source):
         raise ValueError(
             f"{where}: images of {images.dtype} {list(images.shape)}; expected uint8 [N,28,28]"
         )
-    if labels.shape != images.shape[:1] or len(labels) == 0:
-        raise ValueError(
-            f"{where}: {len(images):,} images and labels of shape {list(labels.shape)}"
-        )
-    if not 0 <= labels.min() <= labels.max() <= 9:
-        raise ValueError(f"{where}: labels from {labels.min()} to {labels.max()}; expected 0 to 9")
+    if (
+        labels.ndim != 1
+        or not len(labels)
+        or not ((labels >= 0) & (labels <= 9) & (labels == labels.long())).all()
+    ):
+        raise ValueError(f"{where}: labels {labels}; expected whole numbers from 0 to 9")
     known_well = verify(name, split, source, images, labels)
+    if len(labels) != len(images):
+        raise ValueError(f"{where}: {len(images):,} images and {len(labels):,} labels")
     return images, labels.long(), known_well
 
 
 def _from_dataset(name, split, source):
-    import datasets
-
     known = known_sets[name]
     if source == "hub":
-        ds = datasets.Dataset(hub_table(name, split))
+        ds = hub_dataset(name, split)
     else:
         dsd = fashion_sample() if source == "sample" else _from_disk(source)
         ds = check_dataset_dict(dsd)[split != "train"]
@@ -188,10 +200,10 @@ def _from_disk(folder):
             f"{folder}: no DatasetDict that can be read ({type(e).__name__}: {e})"
         ) from e
 
-# %% ../nbs/03_data.ipynb #4ac7fde3
+# %% ../nbs/03_data.ipynb #c56e4e81
 @contextmanager
 def _open(name, bs, source, num_workers):
-    check_bs(bs)
+    check_numbers(bs, num_workers)
     source = find_source(name, source)
     splits = [_load(name, split, source) for split in ("train", "test")]
     train, valid = ({"image": images, "label": labels} for images, labels, _ in splits)

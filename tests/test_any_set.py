@@ -121,20 +121,93 @@ def test_labels_that_are_texts():
     dsd = both(kinds["grey"])
     dsd = dsd.cast_column("label", datasets.Value("string"))
     with get_dls_from_dataset_dict(dsd, fashion_collate) as dls:
-        with pytest.raises(ValueError, match="'0' are no numbers.*class_encode_column"):
+        with pytest.raises(ValueError, match="'0'.*whole number.*class_encode_column"):
             next(iter(dls.valid))
     with get_dls_from_dataset_dict(dsd.class_encode_column("label"), fashion_collate) as dls:
         assert next(iter(dls.valid))[1].tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("label, fine", [(2.0, True), (0.5, False), (float("nan"), False)])
-def test_labels_that_are_no_whole_numbers(label, fine):
-    examples = [{"image": torch.zeros(3, 3), "label": label}]
-    if fine:
-        assert fashion_collate(examples)[1].tolist() == [2]
+nan, inf = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("label", [2.0, 0.5, nan, inf, 1e30, None, [1, 2], [], "1"])
+def test_labels_are_whole_numbers(label):
+    examples = [
+        {"image": torch.zeros(3, 3), "label": 1.0},
+        {"image": torch.zeros(3, 3), "label": label},
+    ]
+    if label == 2.0:
+        assert fashion_collate(examples)[1].tolist() == [1, 2]
     else:
-        with pytest.raises(ValueError, match="expected whole numbers"):
+        with pytest.raises(ValueError, match="expected a whole number"):
             fashion_collate(examples)
+
+
+@pytest.mark.parametrize("image", [None, "a.png", {}, np.zeros(3), torch.zeros(2, 3, 3)])
+def test_what_is_no_image(image):
+    with pytest.raises(ValueError, match="no image|expected"):
+        fashion_collate([{"image": image, "label": 1}])
+
+
+@pytest.mark.parametrize("high, low", [(221.0, 0.0), (1.0, -0.1), (nan, 0.0)])
+def test_floats_that_are_no_share_of_white(high, low):
+    image = torch.tensor([[high, low]])
+    with pytest.raises(ValueError, match=r"expected.*floats in \[0,1\]"):
+        fashion_collate([{"image": image, "label": 1}])
+
+
+def test_batches_of_unlike_lengths_and_of_nothing():
+    with pytest.raises(ValueError, match="2 images and 1 labels"):
+        fashion_collate({"image": torch.zeros(2, 3, 3), "label": torch.tensor([1])})
+    with pytest.raises(ValueError, match="no examples"):
+        fashion_collate([])
+
+
+def test_images_of_unlike_types_are_not_mixed():
+    "A white pixel of a boolean image is 1, of a grey one 255."
+    images = [Image.new("1", (3, 3), 1), Image.new("L", (3, 3), 255)]
+    with pytest.raises(ValueError, match="unlike kinds.*bool.*uint8"):
+        fashion_collate([{"image": im, "label": 1} for im in images])
+
+
+def test_a_column_that_one_example_lacks():
+    examples = [{"image": torch.zeros(3, 3), "label": 1}, {"image": torch.zeros(3, 3)}]
+    with pytest.raises(ValueError, match=r"among \['image'\]"):
+        fashion_collate(examples)
+
+
+def test_a_palette_is_no_grey():
+    images = [Image.new("P", (3, 3), 7) for _ in range(3)]
+    dsd = both(images)
+    for form in (None, "torch"):
+        with pytest.raises(ValueError, match='palette.*cast_column.*mode="RGB"'):
+            with get_dls_from_dataset_dict(dsd.with_format(form), fashion_collate):
+                pytest.fail("it was opened")
+    dsd = dsd.cast_column("image", datasets.Image(mode="RGB"))
+    with get_dls_from_dataset_dict(dsd, fashion_collate) as dls:
+        assert next(iter(dls.valid))[0].shape == (3, 3, 3, 3)
+
+
+def test_colours_from_a_plain_stream():
+    images = kinds["RGB"]
+    stream = {k: ds.to_iterable_dataset() for k, ds in both(images).items()}
+    with get_dls_from_dataset_dict(stream, fashion_collate, bs=5) as dls:
+        xb = next(iter(dls.valid))[0]
+    want = np.stack([np.array(im) for im in images]).transpose(0, 3, 1, 2) / 255
+    torch.testing.assert_close(xb, torch.from_numpy(want).float())
+
+
+@pytest.mark.parametrize(
+    "name, value", [("bs", True), ("bs", 0), ("bs", "8"), ("num_workers", "2")]
+)
+@pytest.mark.parametrize("bad", [-1, 1.5, None])
+def test_numbers_that_are_none(name, value, bad):
+    for v in (value, bad):
+        with pytest.raises(ValueError, match=f"{name}={v!r}"):
+            with get_dls_from_dataset_dict(both(kinds["grey"]), fashion_collate, **{name: v}):
+                pytest.fail("it was opened")
+    with get_dls_from_dataset_dict(both(kinds["grey"]), fashion_collate, bs=np.int64(3)) as dls:
+        assert [len(yb) for _, yb in dls.valid] == [3, 2]
 
 
 def test_labels_under_another_name():

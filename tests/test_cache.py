@@ -416,6 +416,16 @@ def test_the_key_of_images_that_stand_by_their_path(tmp_path):
     assert find_key(ds) is None
 
 
+def test_images_by_path_in_lists_have_no_key(tmp_path):
+    from PIL import Image
+
+    Image.new("L", (3, 3), 1).save(tmp_path / "a.png")
+    feature = datasets.List(datasets.Image())
+    features = datasets.Features(image=feature, label=datasets.Value("int64"))
+    rows = {"image": [[str(tmp_path / "a.png")]], "label": [1]}
+    assert find_key(datasets.Dataset.from_dict(rows, features)) is None
+
+
 # through a DatasetDict
 
 
@@ -507,6 +517,44 @@ def test_the_command_finds_a_flipped_bit(entry, capsys):
     assert "not as long as it was written" in capsys.readouterr().out
     main(verify=False, clear=True)
     assert list_entries() == []
+
+
+@pytest.mark.parametrize("odd", ["a file", "a dangling link", "a link inside", "a folder inside"])
+def test_something_odd_under_the_name_of_an_entry(ds, folder, capsys, odd):
+    "It is listed, cleared, and does not stand in the way of the entry."
+    use(ds)
+    path = next(folder.iterdir())
+
+    def spoil():
+        if odd == "a file":
+            path.write_text("x")
+        elif odd == "a dangling link":
+            path.symlink_to("nowhere")
+        else:
+            path.mkdir()
+            if odd == "a folder inside":
+                (path / "manifest").mkdir()
+            else:
+                (path / "manifest").symlink_to("nowhere")
+
+    cache.remove_entry(path.name)
+    spoil()
+    with pytest.raises(SystemExit):
+        main()
+    assert "1 cached" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="made again"):
+        assert same(use(ds), made_up())
+    cache.remove_entry(path.name)
+    spoil()
+    main(clear=True)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_command_where_the_folder_is_a_file(folder):
+    folder.write_text("in the way")
+    with pytest.raises(SystemExit) as e:
+        main()
+    assert "Not a directory" in e.value.code
 
 
 def test_the_command_of_an_empty_cache(capsys):

@@ -19,7 +19,9 @@ from slowconv import cache, sources
 from slowconv.cache import cache_folder, list_entries
 from slowconv.sources import known_sets, read_idx, verify
 
-body = bytes(range(256)) * 4000  # 1 MB
+body = (
+    b"PAR1" + bytes(range(256)) * 4000 + b"PAR1"
+)  # 1 MB that begin and end as a parquet file does
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -32,12 +34,22 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if way == "no answer":
             self.server.over.wait(30)
             return
-        status = int(way) if way in ("404", "500") else 200
-        self.send_response(status)
+        self.send_response(int(way) if way.isdigit() else 200)
+        length = {"404": 0, "500": 0, "nothing": 0, "endless": 10**15}.get(way, len(body))
         if way != "no length":
-            self.send_header("Content-Length", str(len(body) if status == 200 else 0))
+            self.send_header("Content-Length", str(length))
+        if way == "zipped":
+            self.send_header("Content-Encoding", "gzip")
         self.end_headers()
-        if status != 200:
+        if way in ("206", "zipped", "endless", "a page", "no end"):
+            starts = {"a page": b"<html>", "no end": b"PAR1"}
+            self.send(starts.get(way, b"").ljust(len(body), b"x") if way in starts else body)
+            return
+        if length == 0:
+            return
+        if way == "drip":
+            while not self.server.over.wait(0.2):
+                self.send(b"PAR1")
             return
         if way == "silent file":
             self.server.over.wait(30)
@@ -100,13 +112,20 @@ def free_port():
 
 
 reasons = {
-    "no answer": "no answer within 2 seconds|timed out",
+    "no answer": "nothing came within 2 seconds|timed out",
     "404": "404",
     "500": "500",
-    "silent file": "timed out",
-    "half, then silence": "timed out",
+    "206": "status 206.*not a whole file",
+    "nothing": "not a whole file",
+    "no length": "not a whole file",
+    "zipped": "not a whole file",
+    "endless": "MB of the disk are free",
+    "a page": "no parquet file, but b'<html>",
+    "no end": "no whole parquet file",
+    "silent file": "nothing came within 2 seconds|timed out",
+    "drip": "nothing came within 2 seconds|timed out",
+    "half, then silence": "nothing came within 2 seconds|timed out",
     "half, then closed": "IncompleteRead",
-    "no length": "content-length",
 }
 
 
@@ -171,6 +190,12 @@ def idx(*shape):
     import struct
 
     return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+
+
+def test_a_header_of_nothing_that_is_too_large(tmp_path):
+    (tmp_path / "a").write_bytes(idx(0, 2**32 - 1, 2**32 - 1))
+    with pytest.raises(ValueError, match=str(tmp_path / "a")):
+        read_idx(tmp_path / "a")
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -347,6 +347,30 @@ def test_an_unknown_set(name):
         find_source(name)
 
 
+@pytest.mark.parametrize("source", ["", "x" * 5000, "a\0b"])
+def test_a_source_that_is_no_folder(source):
+    with pytest.raises(FileNotFoundError, match="no such folder") as e:
+        find_source("fashion_mnist", source)
+    assert len(str(e.value)) < 400
+
+
+def test_training_images_in_the_place_of_test_images(tmp_path, patch_known):
+    patch_known("fashion_mnist", sha256=digests())
+    folder = make_folder(tmp_path)
+    wrong = folder / "t10k-images-idx3-ubyte.gz"
+    wrong.write_bytes((folder / "train-images-idx3-ubyte.gz").read_bytes())
+    with pytest.raises(ValueError, match=f"test images come .*training images .{wrong}"):
+        load_images("fashion_mnist", "test", folder)
+
+
+def test_a_saved_set_with_labels_that_are_no_whole_numbers(dsd, tmp_path):
+    dsd = dsd.cast_column("label", datasets.Value("float32"))
+    dsd = dsd.map(lambda e: {"label": e["label"] + 0.5})
+    dsd.save_to_disk(tmp_path / "a")
+    with pytest.raises(ValueError, match="whole numbers from 0 to 9"):
+        load_images("fashion_mnist", "train", tmp_path / "a")
+
+
 # the order
 
 
