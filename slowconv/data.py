@@ -45,7 +45,7 @@ def fashion_sample():  # `datasets.DatasetDict`: splits "train", "test"; columns
     groups = {split: file.read_row_group(i) for i, split in enumerate(("train", "test"))}
     return datasets.DatasetDict({split: datasets.Dataset(table) for split, table in groups.items()})
 
-# %% ../nbs/03_data.ipynb #26ea4e57
+# %% ../nbs/03_data.ipynb #253742ef
 def fashion_collate(
     examples,  # dicts with an "image" ([28,28] or [1,28,28], tensor, array or PIL) and a "label"
 ):  # xb: float32 [N,1,28,28] in [0,1]; yb: int64 [N]; a ValueError for anything else
@@ -54,10 +54,11 @@ def fashion_collate(
     if len(examples) == 0:
         raise ValueError("fashion_collate: no examples")
     for e in [examples] if whole else examples:
-        if not {"image", "label"} <= set(e):
-            raise ValueError(
-                f'fashion_collate: no "image" and "label" among {sorted(e)}; dsd.rename_column helps'
-            )
+        for name in ("image", "label"):
+            if name not in e:
+                raise ValueError(
+                    f"fashion_collate: no column {name!r} among {sorted(e)}; dsd.rename_column helps"
+                )
     images, labels = (
         examples[k] if whole else [e[k] for e in examples] for k in ("image", "label")
     )
@@ -75,7 +76,7 @@ def _as_tensor(im):
     if isinstance(im, torch.Tensor):
         return im
     a = np.array(im)
-    if a.dtype == object:
+    if a.dtype.kind not in "buif":
         raise ValueError(f"fashion_collate: {im!r} is no image")
     return torch.as_tensor(a.transpose(2, 0, 1) if hasattr(im, "getbands") and a.ndim == 3 else a)
 
@@ -137,7 +138,7 @@ def get_dls_from_dataset_dict(
         dls = get_decoded_loaders(dss, collate_fn, bs, num_workers, whole=ours)
     yield dls or get_plain_loaders(dss, collate_fn, bs, num_workers)
 
-# %% ../nbs/03_data.ipynb #e60fe0f6
+# %% ../nbs/03_data.ipynb #d5b05eb8
 def load_images(
     name,  # "fashion_mnist" or "mnist"
     split,  # "train" or "test"
@@ -161,15 +162,16 @@ def _load(name, split, source):
         raise ValueError(
             f"{where}: images of {images.dtype} {list(images.shape)}; expected uint8 [N,28,28]"
         )
-    if (
-        labels.ndim != 1
-        or not len(labels)
-        or not ((labels >= 0) & (labels <= 9) & (labels == labels.long())).all()
-    ):
-        raise ValueError(f"{where}: labels {labels}; expected whole numbers from 0 to 9")
+    unlike = f"{where}: {len(images):,} images and labels of shape {list(labels.shape)}"
+    if labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(unlike)
+    if (labels != labels.long()).any() or not 0 <= labels.min() <= labels.max() <= 9:
+        raise ValueError(
+            f"{where}: labels from {labels.min()} to {labels.max()}; expected whole numbers from 0 to 9"
+        )
     known_well = verify(name, split, source, images, labels)
     if len(labels) != len(images):
-        raise ValueError(f"{where}: {len(images):,} images and {len(labels):,} labels")
+        raise ValueError(unlike)
     return images, labels.long(), known_well
 
 

@@ -115,7 +115,7 @@ reasons = {
     "no answer": "nothing came within 2 seconds|timed out",
     "404": "404",
     "500": "500",
-    "206": "status 206.*not a whole file",
+    "206": "not a whole file: status 206",
     "nothing": "not a whole file",
     "no length": "not a whole file",
     "zipped": "not a whole file",
