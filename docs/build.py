@@ -112,7 +112,7 @@ def markdown(text, id):
 
 def translate(nb):
     "A notebook as `proc_nbs` left it, for myst-nb: Quarto's options become its own, `show_doc` a table."
-    cells, exported = [], {}
+    cells, exported, after = [], {}, 0
     for cell in nb["cells"]:
         options = dict(re.findall(r"^#\| ([\w-]+): *(.*)$", cell["source"], re.M))
         cell["source"] = text = re.sub(r"^#\| .*\n?", "", cell["source"], flags=re.M).strip("\n")
@@ -124,7 +124,7 @@ def translate(nb):
             if arguments := table(maker(node), text):
                 summary = f"<summary>Arguments of <code>{shown[1]}</code></summary>"
                 text = f'<details class="arguments">{summary}\n\n{arguments}\n\n</details>'
-                cells.append(markdown(text, f"arguments-{shown[1]}"))
+                cells.insert(after, markdown(text, f"arguments-{shown[1]}"))
         elif text:
             tags = ["remove-input"] if options.get("echo") == "false" else []
             image = {"alt": options.get("fig-alt", "What the code above draws")}
@@ -135,13 +135,14 @@ def translate(nb):
                 anchors = "\n".join(f"(source-{name})=" for name in new)
                 cells.append(markdown(anchors, f"anchors-{cell['id']}"))
             cells.append(cell)
+            after = len(cells)
     nb["cells"] = [c for c in cells if c["source"]]
     nb["metadata"]["myst"] = {"html_meta": {"description": heading(nb)[1]}}
     return exported
 
 
 def api(modules):  # markdown; from dict: module name to (path of the notebook, title, exported)
-    parts = ["# API", "> Everything that the lessons build, to be used elsewhere"]
+    parts = ["# The API", "> Everything that the lessons build, to be used elsewhere"]
     for module, (path, title, exported) in modules.items():
         parts += [f"## {title}", f"`slowconv.{module}`, built in [{title}]({path})"]
         parts.append(f"```{{py:currentmodule}} slowconv.{module}\n```")
@@ -180,9 +181,14 @@ def stage(folder):
     write(folder / "api.md", api(modules))
     groups["Reference"] = ["api"]
     for path in sorted(root.glob("benchmarks/*.md")):
-        doc = ast.get_docstring(ast.parse(path.with_suffix(".py").read_text(encoding="utf-8")))
-        write(folder / "benchmarks" / path.name, f"# {doc.splitlines()[0]}\n\n{path.read_text()}")
+        what = ast.get_docstring(ast.parse(path.with_suffix(".py").read_text(encoding="utf-8")))
+        head = f"# Measured: {path.stem}\n\n> {what.splitlines()[0]}\n\n"
+        write(folder / "benchmarks" / path.name, head + path.read_text(encoding="utf-8"))
         groups["Reference"].append(f"benchmarks/{path.stem}")
+    first = next(iter(modules.values()))
+    begin = f'<a class="begin" href="{first[0].with_suffix(".html")}">Begin with {first[1]}</a>'
+    before = [c["source"][:3] for c in front["cells"]].index("## ")
+    front["cells"].insert(before, markdown(begin, "begin"))
     toc = "\n\n".join(contents(*g) for g in groups.items() if g[1])
     front["cells"].append(markdown(toc, "contents"))
     write(folder / "index.ipynb", json.dumps(front))

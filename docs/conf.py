@@ -8,7 +8,6 @@ from pathlib import Path
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.transforms.post_transforms import SphinxPostTransform
-from sphinx.util.docutils import SphinxTranslator  # noqa: F401
 
 root = Path(__file__).parents[1]
 settings = ConfigParser(delimiters=["="])
@@ -25,6 +24,7 @@ language = "en"
 extensions = ["myst_nb"]
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"
 nb_ipywidgets_js = {}  # no widgets, and nothing from the network
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -37,14 +37,14 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_favicon = "static/logo.svg"
-html_copy_source = True
+html_use_index = html_domain_indices = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "logo": {"image_light": "static/logo.svg", "image_dark": "static/logo.svg", "text": project},
+    "navbar_persistent": [],  # the search is in the sidebar, and on small screens above the page
     "use_fullscreen_button": False,
     "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
-    "show_toc_level": 2,
-    "home_page_in_toc": False,
+    "pygments_dark_style": "github-dark",
 }
 urls = pyproject["project"].get("urls", {})
 repository = next((u for u in urls.values() if re.match(r"https://github\.com/[^/]+/[^/]+$", u)), None)
