@@ -14,12 +14,27 @@ import sys
 import tokenize
 from pathlib import Path
 
+if sys.version_info < (3, 11):
+    sys.exit("The site needs Python 3.11 or newer, as Sphinx 9 does: make PYTHON=python3.12 docs")
+
 from nbdev.serve import proc_nbs
 from sphinx.cmd.build import build_main
 
 docs = Path(__file__).parent.resolve()
 root = docs.parent
 nbs = root / "nbs"
+groups = ("Lessons", "Exercises", "Appendices")
+
+
+def group(path):  # number of its heading in the table of contents
+    if path.parent != nbs or not path.name[:2].isdigit():
+        return 1
+    return 2 if path.name.startswith("9") else 0
+
+
+def notebooks():  # in the order in which they are read; the front page apart
+    found = [p for p in nbs.rglob("*.ipynb") if not re.search(r"/[._]", f"/{p.relative_to(nbs)}")]
+    return sorted(set(found) - {nbs / "index.ipynb"}, key=lambda p: (group(p), p))
 
 
 def read(path):  # notebook, with each cell's source as one string
@@ -38,12 +53,6 @@ def heading(nb):  # (title, subtitle)
     return re.match(r"# (.+)\n*(?:> (.+))?", nb["cells"][0]["source"]).groups()
 
 
-def group(path):  # heading in the table of contents
-    if path.parent != nbs or not path.name[:2].isdigit():
-        return "Exercises"
-    return "Appendices" if path.name.startswith("9") else "Lessons"
-
-
 def label(path, nb):  # its entry there: the title, after the number if there is one
     number = re.match(r"\d+(?=_)", path.name)
     return f"{number[0]} {heading(nb)[0]}" if number else heading(nb)[0]
@@ -53,13 +62,16 @@ def definitions(text):  # dict from name to `ast` node: what a cell defines
     found = {}
     for node in ast.parse(text).body:
         targets = node.targets if isinstance(node, ast.Assign) else [node]
+        targets = [e for t in targets for e in getattr(t, "elts", [t])]
         found |= {getattr(t, "id", getattr(t, "name", "_")): node for t in targets}
     return {name: node for name, node in found.items() if not name.startswith("_")}
 
 
 def maker(node):  # the function whose arguments a call of it takes
     if isinstance(node, ast.ClassDef):
-        return next((n for n in node.body if getattr(n, "name", "") in ("__init__", "__new__")), None)
+        return next(
+            (n for n in node.body if getattr(n, "name", "") in ("__init__", "__new__")), None
+        )
     return node if isinstance(node, ast.FunctionDef) else None
 
 
@@ -110,8 +122,11 @@ def markdown(text, id):
     return {"cell_type": "markdown", "id": id, "metadata": {}, "source": text}
 
 
-def translate(nb):
+def translate(nb):  # (module it exports to or None, dict from name to (`ast` node, source))
     "A notebook as `proc_nbs` left it, for myst-nb: Quarto's options become its own, `show_doc` a table."
+    sources = "\n".join(c["source"] for c in nb["cells"])
+    module = re.search(r"^#\| default_exp:? (\S+)", sources, re.M)
+    module = module and module[1]
     cells, exported, after = [], {}, 0
     for cell in nb["cells"]:
         options = dict(re.findall(r"^#\| ([\w-]+): *(.*)$", cell["source"], re.M))
@@ -129,16 +144,17 @@ def translate(nb):
             tags = ["remove-input"] if options.get("echo") == "false" else []
             image = {"alt": options.get("fig-alt", "What the code above draws")}
             cell["metadata"] = {"tags": tags, "mystnb": {"image": image}}
-            if "export" in options:
+            if module and {"export", "exports"} & options.keys():
                 new = definitions(text)
                 exported |= {name: (node, text) for name, node in new.items()}
-                anchors = "\n".join(f"(source-{name})=" for name in new)
+                anchors = "\n".join(f"(source-{module}-{name})=" for name in new)
                 cells.append(markdown(anchors, f"anchors-{cell['id']}"))
             cells.append(cell)
             after = len(cells)
     nb["cells"] = [c for c in cells if c["source"]]
-    nb["metadata"]["myst"] = {"html_meta": {"description": heading(nb)[1]}}
-    return exported
+    title, subtitle = heading(nb)
+    nb["metadata"]["myst"] = {"html_meta": {"description": (subtitle or title).replace("`", "")}}
+    return module, exported
 
 
 def api(modules):  # markdown; from dict: module name to (path of the notebook, title, exported)
@@ -147,7 +163,7 @@ def api(modules):  # markdown; from dict: module name to (path of the notebook, 
         parts += [f"## {title}", f"`slowconv.{module}`, built in [{title}]({path})"]
         parts.append(f"```{{py:currentmodule}} slowconv.{module}\n```")
         for name, (node, text) in exported.items():
-            parts += [entry(name, node, text), f"[how it is built](#source-{name})\n`````"]
+            parts += [entry(name, node, text), f"[how it is built](#source-{module}-{name})\n`````"]
     return "\n\n".join(parts)
 
 
@@ -156,57 +172,67 @@ def contents(caption, entries):
     return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```"
 
 
+def copy_linked(nb, at, folder):
+    "Files of the repository that a page leads to are copied, to be downloaded."
+    for link in re.findall(r"\]\(([^):#]+)\)", json.dumps(nb)):
+        file = (root / at.parent / link).resolve()
+        if file.is_file() and file.suffix not in (".ipynb", ".md"):
+            target = folder / file.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+
+
 def stage(folder):
     "Write the sources of all pages to `folder`."
     processed = proc_nbs(nbs, n_workers=0, force=True)
-    groups, modules = {"Lessons": [], "Exercises": [], "Appendices": []}, {}
-    for path in sorted(nbs.rglob("[!.]*.ipynb")):
-        nb = read(processed / path.relative_to(nbs))
-        at = Path("index.ipynb") if path == nbs / "index.ipynb" else path.relative_to(root)
-        module = re.search(r"^#\| default_exp:? (\S+)", "\n".join(c["source"] for c in nb["cells"]), re.M)
-        exported = translate(nb)
-        if module and exported:
-            modules[module[1]] = at, label(path, nb), exported
-        for link in re.findall(r"\]\(([^):#]+)\)", json.dumps(nb)):
-            file = root / at.parent / link
-            if file.is_file() and file.suffix not in (".ipynb", ".md"):
-                target = folder / file.resolve().relative_to(root)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, target)
-        if path == nbs / "index.ipynb":
-            front = nb
-        else:
-            groups[group(path)].append(f"{label(path, nb)} <{at.with_suffix('')}>")
-            write(folder / at, json.dumps(nb))
+    toc, modules = {g: [] for g in (*groups, "Reference")}, {}
+    for path in notebooks():
+        nb, at = read(processed / path.relative_to(nbs)), path.relative_to(root)
+        module, exported = translate(nb)
+        if module:
+            modules[module] = at, label(path, nb), exported
+        copy_linked(nb, at, folder)
+        write(folder / at, json.dumps(nb))
+        toc[groups[group(path)]].append(f"{label(path, nb)} <{at.with_suffix('')}>")
+
     write(folder / "api.md", api(modules))
-    groups["Reference"] = ["api"]
+    toc["Reference"].append("api")
     for path in sorted(root.glob("benchmarks/*.md")):
-        what = ast.get_docstring(ast.parse(path.with_suffix(".py").read_text(encoding="utf-8")))
-        head = f"# Measured: {path.stem}\n\n> {what.splitlines()[0]}\n\n"
-        write(folder / "benchmarks" / path.name, head + path.read_text(encoding="utf-8"))
-        groups["Reference"].append(f"benchmarks/{path.stem}")
-    first = next(iter(modules.values()))
-    begin = f'<a class="begin" href="{first[0].with_suffix(".html")}">Begin with {first[1]}</a>'
-    before = [c["source"][:3] for c in front["cells"]].index("## ")
-    front["cells"].insert(before, markdown(begin, "begin"))
-    toc = "\n\n".join(contents(*g) for g in groups.items() if g[1])
-    front["cells"].append(markdown(toc, "contents"))
+        code = path.with_suffix(".py").read_text(encoding="utf-8")
+        subtitle = ast.get_docstring(ast.parse(code)).splitlines()[0]
+        text = f"# Measured: {path.stem}\n\n> {subtitle}\n\n{path.read_text(encoding='utf-8')}"
+        write(folder / "benchmarks" / path.name, text)
+        toc["Reference"].append(f"benchmarks/{path.stem}")
+
+    front = read(processed / "index.ipynb")
+    translate(front)
+    copy_linked(front, Path("index.ipynb"), folder)
+    at, title, _ = next(iter(modules.values()))
+    begin = f'<a class="begin" href="{at.with_suffix(".html")}">Begin with {title}</a>'
+    first_heading = [c["source"][:3] for c in front["cells"]].index("## ")
+    front["cells"].insert(first_heading, markdown(begin, "begin"))
+    toctrees = "\n\n".join(contents(*g) for g in toc.items() if g[1])
+    front["cells"].append(markdown(toctrees, "contents"))
     write(folder / "index.ipynb", json.dumps(front))
 
 
 def build(out):
-    "Build the site in `out`/html. SystemExit for anything that Sphinx warns of."
+    "Build the site in `out`/html. SystemExit for a folder in use, and for anything that Sphinx warns of."
+    if out != docs / "_build" and out.is_dir() and any(out.iterdir()):
+        sys.exit(f"{out} is not empty: name a new folder")
     shutil.rmtree(out, ignore_errors=True)
-    stage(out / "source")
-    args = ["-q", "-W", "--keep-going", "-c", docs, "-d", out / "doctrees", out / "source", out / "html"]
+    source, html = out / "source", out / "html"
+    stage(source)
+    args = ["-q", "-W", "--keep-going", "-c", docs, "-d", out / "doctrees", source, html]
     if status := build_main([str(a) for a in args]):
         sys.exit(status)
-    for path in nbs.rglob("[!.]*.ipynb"):  # a download is the notebook itself, with what was hidden
-        at = "index.ipynb" if path == nbs / "index.ipynb" else path.relative_to(root)
-        shutil.copy(path, out / "html" / "_sources" / at)
+    # a download is the notebook itself, with what the page hides
+    shutil.copy(nbs / "index.ipynb", html / "_sources")
+    for path in notebooks():
+        shutil.copy(path, html / "_sources" / path.relative_to(root))
 
 
 if __name__ == "__main__":
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else docs / "_build"
+    out = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else docs / "_build"
     build(out)
     print(out / "html" / "index.html")

@@ -1,10 +1,10 @@
 "How Sphinx makes the pages; docs/build.py prepares what it reads."
 
 import re
-import tomllib
 from configparser import ConfigParser
 from pathlib import Path
 
+import tomllib
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.transforms.post_transforms import SphinxPostTransform
@@ -47,7 +47,9 @@ html_theme_options = {
     "pygments_dark_style": "github-dark",
 }
 urls = pyproject["project"].get("urls", {})
-repository = next((u for u in urls.values() if re.match(r"https://github\.com/[^/]+/[^/]+$", u)), None)
+repository = next(
+    (u for u in urls.values() if re.match(r"https://github\.com/[^/]+/[^/]+$", u)), None
+)
 if repository:
     html_theme_options |= {
         "repository_url": repository,
@@ -61,7 +63,9 @@ class LinkNames(SphinxPostTransform):
     "A public name in backticks leads to its place in the API."
 
     default_priority = 600
-    places = {name: f"slowconv.{m}.{name}" for m, name in re.findall(r"from \.(\w+) import (\w+)", stub)}
+    places = {
+        name: f"slowconv.{m}.{name}" for m, name in re.findall(r"from \.(\w+) import (\w+)", stub)
+    }
 
     def run(self, **kwargs):
         for literal in list(self.document.findall(nodes.literal)):
@@ -73,7 +77,9 @@ class LinkNames(SphinxPostTransform):
                 parent = parent.parent
             if parent is None:
                 uri = self.app.builder.get_relative_uri(self.env.docname, "api")
-                link = nodes.reference("", "", internal=True, refuri=f"{uri}#{self.places[name[1]]}")
+                link = nodes.reference(
+                    "", "", internal=True, refuri=f"{uri}#{self.places[name[1]]}"
+                )
                 literal.replace_self(link)
                 link += literal
 
