@@ -87,11 +87,13 @@ def table(node, text):  # markdown: the arguments and the comments beside them, 
     a = node.args
     args = a.posonlyargs + a.args
     args = list(zip(args, [None] * (len(args) - len(a.defaults)) + a.defaults, strict=True))
+    args += [(a.vararg, None), *zip(a.kwonlyargs, a.kw_defaults, strict=True), (a.kwarg, None)]
+    stars = {a.vararg: "*", a.kwarg: "**"}
     rows = []
-    for arg, default in args + list(zip(a.kwonlyargs, a.kw_defaults, strict=True)):
-        comment = comments.get((default or arg).end_lineno)
+    for arg, default in args:
+        comment = arg and comments.get((default or arg).end_lineno)
         if comment and node.lineno != arg.lineno:
-            name = f"{arg.arg}={ast.unparse(default)}" if default else arg.arg
+            name = stars.get(arg, "") + arg.arg + (f"={ast.unparse(default)}" if default else "")
             rows.append((f"`{name}`", comment))
     if gives := comments.get(node.body[0].lineno - 1):
         context = any("contextmanager" in ast.unparse(d) for d in node.decorator_list)
