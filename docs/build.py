@@ -106,8 +106,8 @@ def entry(name, node, text, kind=None):  # markdown: one name of the API
     made_by = maker(node)
     if made_by is None and not isinstance(node, ast.ClassDef):
         code = ast.get_source_segment(text, node)
-        code = code if code.count("\n") < 8 else code.splitlines()[0] + "  # ..."
-        return f"`````{{py:data}} {name}\n\n```python\n{code}\n```\n"
+        code = f"```python\n{code}\n```" if code.count("\n") < 8 else ""
+        return f"`````{{py:data}} {name}\n\n{code}\n"
     kind = kind or ("class" if isinstance(node, ast.ClassDef) else "function")
     parts = [
         f"`````{{py:{kind}}} {name}({signature(made_by)})",
