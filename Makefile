@@ -1,10 +1,10 @@
-# make train, make test, make lab: each works as the first command in a fresh clone.
+# make train, make test, make lab, make docs: each works as the first command in a fresh clone.
 # `make PYTHON=python3.12 test` takes another Python.
 PYTHON ?= python3
 BIN = .venv/bin
 SETUP = settings.ini setup.py pyproject.toml
 
-.PHONY: train lab test readme clean
+.PHONY: train lab test readme docs clean
 
 train: .venv/.installed
 	$(BIN)/slowconv
@@ -22,8 +22,12 @@ test: .venv/.installed-dev
 readme: .venv/.installed-dev
 	$(BIN)/python scripts/readme.py
 
+# What the site is made of is in docs/build.py.
+docs: .venv/.installed-docs
+	$(BIN)/python docs/build.py
+
 clean:
-	rm -rf .venv *.egg-info build dist
+	rm -rf .venv *.egg-info build dist _proc docs/_build
 
 # uv installs in seconds where pip takes minutes, and environments share their files on disk.
 .venv/.uv:

@@ -19,7 +19,9 @@ setup(
     license=cfg["license"],
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("lab", "dev")},
+    extras_require={
+        extra: cfg[f"{extra}_requirements"].split() for extra in ("lab", "dev", "docs")
+    },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

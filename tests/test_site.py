@@ -1,0 +1,363 @@
+"The site: built once from the notebooks, then read as files, and in a browser that has no network."
+
+import ast
+import functools
+import http.server
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+from importlib import import_module
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+from fastcore.nbio import read_nb
+
+import slowconv
+
+root = Path(__file__).parents[1]
+nbs = root / "nbs"
+notebooks = sorted(p for p in nbs.rglob("*.ipynb") if "checkpoint" not in p.name)
+
+
+def order(path):
+    "Lessons, then exercises, then appendices, each in the order of their names."
+    lesson = path.parent == nbs and path.name[0].isdigit()
+    return (2 if path.name.startswith("9") else 0) if lesson else 1, path
+
+
+# `nbs/01_kernels.html` and so on, as the reader comes to them
+lessons = [
+    str(p.relative_to(root).with_suffix(".html"))
+    for p in sorted(notebooks, key=order)
+    if p != nbs / "index.ipynb"
+]
+
+
+class Page(HTMLParser):
+    "What a page has: ids, links, what it loads, and the text of its article."
+
+    def __init__(self, html):
+        super().__init__()
+        self.ids, self.links, self.loads, self.meta, self.words = set(), [], [], {}, []
+        self.depth = 0
+        self.feed(html)
+        self.text = re.sub(r"\s+", " ", "".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids |= {attrs[k] for k in ("id", "name") if k in attrs and tag != "meta"}
+        self.depth += tag == "article"
+        if tag == "a" and "href" in attrs:
+            self.links.append(attrs["href"])
+        elif tag == "link":
+            self.loads.append(attrs["href"])
+        elif tag == "meta" and "name" in attrs:
+            self.meta[attrs["name"]] = attrs["content"]
+        if "src" in attrs:
+            self.loads.append(attrs["src"])
+
+    def handle_endtag(self, tag):
+        self.depth -= tag == "article"
+
+    def handle_data(self, data):
+        if self.depth:
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "The folder of the built site."
+    for module in ("sphinx", "myst_nb", "sphinx_book_theme"):
+        pytest.importorskip(module, reason="the site needs what `make docs` installs")
+    out = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, root / "docs" / "build.py", out], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out / "html"
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    "dict from `nbs/01_kernels.html` and so on to `Page`"
+    paths = [p for p in site.rglob("*.html") if "_static" not in p.parts]
+    return {str(p.relative_to(site)): Page(p.read_text(encoding="utf-8")) for p in paths}
+
+
+# --- as files ---
+
+
+def test_every_notebook_is_a_page_in_its_order(site, pages):
+    sidebar = [link for link in pages["index.html"].links if link in lessons]
+    assert list(dict.fromkeys(sidebar)) == lessons
+    for path in notebooks:
+        at = "index.html" if path.parent == nbs and path.stem == "index" else path.relative_to(root)
+        title = re.match(r"# (.+)", read_nb(path).cells[0].source)[1]
+        page = pages[str(Path(at).with_suffix(".html"))]
+        assert title in page.text
+        assert page.meta["description"]
+
+
+def test_no_link_is_dead(site, pages):
+    dead = []
+    for name, page in pages.items():
+        for link in page.links + page.loads:
+            url = urlsplit(link)
+            if url.scheme in ("http", "https", "mailto", "data"):
+                continue
+            target, anchor = urldefrag(urljoin(name, unquote(url._replace(query="").geturl())))
+            there = (site / target).is_file()
+            if not there or anchor and target in pages and anchor not in pages[target].ids:
+                dead.append((name, link))
+    assert not dead
+
+
+def test_nothing_is_loaded_from_outside(site, pages):
+    outside = [(n, u) for n, p in pages.items() for u in p.loads if re.match(r"(https?:)?//", u)]
+    for css in site.rglob("*.css"):
+        text = css.read_text(encoding="utf-8")
+        outside += [
+            (css.name, u)
+            for u in re.findall(r"(?:url\(|@import )[\"']?((?:https?:)?//[^)\"']+)", text)
+        ]
+    assert not outside
+
+
+def test_hidden_cells_and_directives_are_not_shown(pages):
+    hidden = 0
+    for path in notebooks:
+        page = pages.get(str(path.relative_to(root).with_suffix(".html")), pages["index.html"])
+        assert "#|" not in page.text
+        for cell in read_nb(path).cells:
+            if cell.source.startswith("#| hide"):
+                hidden += 1
+                code = re.sub(r"\s+", " ", cell.source.partition("\n")[2]).strip()
+                assert code not in page.text, path.name
+    assert hidden
+
+
+def test_what_is_built_stays_in_the_lesson(pages):
+    shown = 0
+    for path in notebooks:
+        for cell in read_nb(path).cells:
+            if cell.source.startswith("#| export\n"):
+                shown += 1
+                code = re.sub(r"\s+", " ", cell.source.partition("\n")[2]).strip()
+                assert code in pages[str(path.relative_to(root).with_suffix(".html"))].text
+    assert shown
+
+
+def test_downloads_are_the_notebooks_themselves(site):
+    for path in notebooks:
+        at = path.name if path == nbs / "index.ipynb" else path.relative_to(root)
+        assert (site / "_sources" / at).read_bytes() == path.read_bytes()
+
+
+def module_names():
+    for path in sorted((root / "slowconv").glob("[!_]*.py")):
+        for name in import_module(f"slowconv.{path.stem}").__all__:
+            yield path.stem, name
+
+
+def test_the_api_has_every_public_name_and_what_is_said_of_it(pages):
+    page = pages["api.html"]
+    plain = page.text.translate(str.maketrans("’‘“”–", "''\"\"-")).replace("`", "")
+    for module, name in module_names():
+        assert f"slowconv.{module}.{name}" in page.ids
+    for path in (root / "slowconv").glob("[!_]*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                said = (ast.get_docstring(node) or "").replace("`", "")
+                assert re.sub(r"\s+", " ", said) in plain, node.name
+    for comment in ("kernel size, height and width; odd", "tensor [H-h+1,W-w+1]"):
+        assert comment in page.text  # an argument's, and what a function returns
+
+
+def test_names_in_prose_lead_to_the_api(pages):
+    places = {name: f"../api.html#slowconv.{m}.{name}" for m, name in module_names()}
+    missing, there = [], 0
+    for path in notebooks:
+        at = str(path.relative_to(root).with_suffix(".html"))
+        prose = [c.source for c in read_nb(path).cells if c.cell_type == "markdown"]
+        prose = "\n".join(p for p in prose if not p.startswith("#"))
+        for name in set(re.findall(r"(?<!`)`(\w+)`(?!`)", prose)) & set(slowconv.__all__):
+            if at in pages:
+                there += 1
+                missing += [(at, name)] * (places[name] not in pages[at].links)
+    assert there and not missing
+
+
+def test_the_api_leads_to_the_lessons(pages):
+    links = {urldefrag(link)[0] for link in pages["api.html"].links}
+    exporting = [p for p in notebooks if "#| default_exp" in p.read_text(encoding="utf-8")]
+    assert {str(p.relative_to(root).with_suffix(".html")) for p in exporting} <= links
+    assert "nbs/01_kernels.html#source-kernels-apply-kernel" in pages["api.html"].links
+
+
+# --- in a browser ---
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Chromium without a network, save for this machine's own."
+    webdriver = pytest.importorskip("selenium.webdriver", reason="make docs installs selenium")
+    binary = next(
+        filter(None, map(shutil.which, ("google-chrome", "chromium", "chromium-browser"))), None
+    )
+    driver = shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("no chromium and chromedriver; on Debian: apt-get install chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for arg in (
+        "--headless=new",
+        "--no-sandbox",  # it opens our own pages only, and root has no sandbox
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ):
+        options.add_argument(arg)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    chrome.set_page_load_timeout(60)
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture(scope="module", params=["from the disk", "from a server"])
+def address(request, site):
+    "Where the site is read: its first page without `index.html`."
+    if request.param == "from the disk":
+        yield site.as_uri() + "/"
+        return
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def open_page(browser, url, width=1400):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(url)
+
+
+def wait(browser, condition, what):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 20).until(lambda _: condition(), what)
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_pages_open_without_complaint_and_fit(browser, address, pages, width):
+    wrong = []
+    browser.get_log("browser")
+    for name in sorted(pages):
+        open_page(browser, address + name, width)
+        wide = browser.execute_script("return document.documentElement.scrollWidth")
+        loaded = browser.execute_script(
+            "return performance.getEntriesByType('resource').map(e => e.name)"
+        )
+        broken = browser.execute_script(
+            "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
+        )
+        if wide > width:
+            wrong.append(f"{name} is {wide} pixels wide")
+        wrong += [
+            f"{name} loads {u}" for u in loaded if not u.startswith((address, "data:", "blob:"))
+        ]
+        wrong += [f"{name} lacks {u}" for u in broken]
+        wrong += [
+            f"{name}: {e['message']}" for e in browser.get_log("browser") if e["level"] == "SEVERE"
+        ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("terms", ["receptive field", "feature map", "get_model"])
+def test_search_finds(browser, address, pages, terms):
+    expected = {n for n, p in pages.items() if terms in p.text}
+    assert expected, f"no page speaks of {terms}"
+    open_page(browser, f"{address}search.html?q={terms.replace(' ', '+')}")
+
+    def found():
+        links = browser.find_elements("css selector", "#search-results li a")
+        return {
+            urlsplit(a.get_attribute("href")).path.rpartition("html/")[2].lstrip("/") for a in links
+        }
+
+    wait(browser, lambda: found() & expected, f"nothing found for {terms}")
+    wait(
+        browser, lambda: "finished" in browser.find_element("id", "search-results").text.lower(), ""
+    )
+    assert expected & set(lessons) <= found() <= set(pages)
+    assert not [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+
+
+def test_next_and_previous_go_through_all_lessons(browser, site):
+    start = site.as_uri() + "/"
+
+    def walk(name, direction):
+        open_page(browser, start + name)
+        path = [name]
+        while links := browser.find_elements("css selector", f"a.{direction}"):
+            browser.get(links[0].get_attribute("href"))
+            path.append(browser.current_url.removeprefix(start).partition("#")[0])
+        return path
+
+    forth = walk("index.html", "right-next")
+    assert forth[: len(lessons) + 1] == ["index.html", *lessons]
+    assert walk(forth[-1], "left-prev") == forth[::-1]
+
+
+def test_dark_and_light(browser, address):
+    def light_of(selector, what):
+        "0 for black, 1 for white: of an element's colour or background"
+        script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+        rgb = re.findall(r"[\d.]+", browser.execute_script(script, selector, what))[:3]
+        return sum(map(float, rgb)) / 765
+
+    open_page(browser, address + lessons[0])
+    for mode in ("dark", "light", "dark"):
+        browser.find_element("css selector", ".theme-switch-button").click()
+        choice = f".theme-change-button[data-mode={mode}]"
+        wait(
+            browser,
+            lambda c=choice: browser.find_element("css selector", c).is_displayed(),
+            "no menu",
+        )
+        browser.find_element("css selector", choice).click()
+        wait(
+            browser,
+            lambda m=mode: (
+                browser.find_element("tag name", "html").get_attribute("data-theme") == m
+            ),
+            f"not {mode}",
+        )
+        page, text = light_of("body", "backgroundColor"), light_of("article section > p", "color")
+        assert (page < 0.2 and text > 0.7) if mode == "dark" else (page > 0.9 and text < 0.3)
+        if mode == "dark":
+            assert light_of(".cell_output img", "backgroundColor") == 1  # axes are drawn in black
+    open_page(browser, address + lessons[1])
+    assert browser.find_element("tag name", "html").get_attribute("data-theme") == "dark"
+    browser.execute_script("localStorage.clear()")
+
+
+def test_the_contents_open_on_a_phone(browser, site):
+    open_page(browser, f"{site.as_uri()}/{lessons[0]}", 400)
+    link = f".bd-sidebar-primary a[href='{Path(lessons[1]).name}'], dialog a[href='{Path(lessons[1]).name}']"
+    assert not browser.find_element("css selector", link).is_displayed()
+    browser.find_element("css selector", ".primary-toggle").click()
+    wait(browser, lambda: browser.find_element("css selector", link).is_displayed(), "no contents")
+    browser.find_element("css selector", link).click()
+    wait(browser, lambda: browser.current_url.endswith(lessons[1]), "the link leads nowhere")
