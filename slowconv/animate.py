@@ -147,10 +147,10 @@ def _mp4(frames, fps, path):
     raw = (f.convert("RGB").crop((0, 0, width, height)).tobytes() for f in frames)
     subprocess.run([*to_mp4, os.fspath(path)], input=b"".join(raw), check=True)
 
-# %% ../nbs/95_animate.ipynb #fa172076
+# %% ../nbs/95_animate.ipynb #2f2e68a9
 def animate_conv(
     image,  # one grey image: tensor, array or PIL image, [H,W] or [1,H,W]
-    kernel,  # tensor [h,w]
+    kernel,  # tensor or array, [h,w] or [1,h,w]
     stride=1,  # pixels from one window to the next
     padding=0,  # zeros on each side
     fps=3,  # windows per second
@@ -165,8 +165,12 @@ def animate_conv(
             "animate_conv: an .mp4 is made by the program ffmpeg, which is not to be found; "
             "install it (apt-get install ffmpeg, brew install ffmpeg), or save a .gif"
         )
-    image = torch.as_tensor(as_image(image)).float()
-    kernel = kernel.detach().cpu().float()
+    if stride < 1 or padding < 0 or fps <= 0:
+        raise ValueError(
+            f"animate_conv: stride={stride}, padding={padding}, fps={fps}; expected a stride of at "
+            "least 1, a padding of at least 0, and fps above 0"
+        )
+    image, kernel = (torch.as_tensor(as_image(a)).float() for a in (image, kernel))
     if image.ndim != 2 or kernel.ndim != 2:
         raise ValueError(
             f"animate_conv: an image {list(image.shape)} and a kernel {list(kernel.shape)}; "

@@ -87,7 +87,7 @@ def _leaves(module):
 def _in_order(module):
     return type(module).forward is nn.Sequential.forward
 
-# %% ../nbs/05_inside.ipynb #a1e39dee
+# %% ../nbs/05_inside.ipynb #31610b3e
 ReceptiveField = namedtuple("ReceptiveField", "size jump start")
 
 
@@ -95,7 +95,7 @@ def receptive_field(
     model,  # `nn.Sequential`, of Sequentials too
     layer,  # a part of it, as model[3]; where it occurs more than once, its first call
 ):  # `ReceptiveField`: size, jump and start of the windows, in pixels, each (rows, columns)
-    "The windows of `layer` on the image (distill.pub/2019/computing-receptive-fields). ValueError if unknown."
+    "The windows of `layer` on images (distill.pub/2019/computing-receptive-fields); else ValueError."
     field = [(1, 1, 0)] * 2
     for m in _path(model, layer):
         field = [
@@ -199,7 +199,7 @@ def layer_table(
 def _side(pair):
     return pair[0] if len(set(pair)) == 1 else "x".join(map(str, pair))
 
-# %% ../nbs/05_inside.ipynb #dfa76497
+# %% ../nbs/05_inside.ipynb #65c35de3
 def show_confusion(
     matrix,  # counts [C,C]: rows are true classes, columns are predictions
     names,  # the classes' names
@@ -212,7 +212,9 @@ def show_confusion(
     ax = subplots(figsize=(8, 6.5))[1] if ax is None else ax
     wrong = matrix.float().fill_diagonal_(math.nan)
     most = max(wrong.nan_to_num().max().item(), 1)
-    ax.imshow(wrong, cmap=plt.get_cmap("Blues").with_extremes(bad="0.85"), vmin=0, vmax=most)
+    ax.imshow(
+        wrong.numpy(), cmap=plt.get_cmap("Blues").with_extremes(bad="0.85"), vmin=0, vmax=most
+    )
     for (row, col), n in np.ndenumerate(matrix.numpy()):
         color = "white" if row != col and n > 0.6 * most else "black"
         ax.text(col, row, f"{n:,}" if n else "", ha="center", va="center", fontsize=10, color=color)
