@@ -1,4 +1,5 @@
 # What `slowconv` hands on, and from where: read by lazy_loader, and by editors.
+from .animate import animate_conv as animate_conv
 from .cache import cache_folder as cache_folder
 from .convs import conv as conv
 from .convs import def_device as def_device
@@ -13,6 +14,12 @@ from .data import fashion_sample as fashion_sample
 from .data import get_dls_from_dataset_dict as get_dls_from_dataset_dict
 from .data import load_images as load_images
 from .data import mnist as mnist
+from .inside import ReceptiveField as ReceptiveField
+from .inside import layer_table as layer_table
+from .inside import receptive_field as receptive_field
+from .inside import seen_pixels as seen_pixels
+from .inside import show_confusion as show_confusion
+from .inside import top_patches as top_patches
 from .kernels import apply_kernel as apply_kernel
 from .kernels import conv_slow as conv_slow
 from .kernels import diag1_edge as diag1_edge

@@ -94,18 +94,18 @@ def predict(
 def _device(model):
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
-# %% ../nbs/04_training.ipynb #32ca5c20
+# %% ../nbs/04_training.ipynb #d8839ba3
 class History(list):
     "A record per epoch: a dict with epoch, training loss, validation loss, accuracy and seconds."
 
     def plot(
         self,
-        axs=None,  # two axes to draw on; a new figure without them
+        axs=None,  # two axes to draw on, or three; a new figure of three without them
     ):  # the axes
-        "Draw the losses, and the accuracy, over the epochs."
+        "Draw the losses, the accuracy and, on third axes, the seconds of each epoch."
         from slowconv.show import subplots
 
-        axs = subplots(1, 2, figsize=(9, 3))[1] if axs is None else axs
+        axs = subplots(1, 3, figsize=(10, 2.8))[1] if axs is None else axs
         col = {k: [r[k] for r in self] for k in (self[0] if self else ())}
         for label, style in (("training loss", "o--"), ("validation loss", "o-")):
             axs[0].plot(col.get("epoch", []), col.get(label, []), style, label=label)
@@ -113,6 +113,9 @@ class History(list):
         axs[0].legend()
         axs[1].plot(col.get("epoch", []), col.get("accuracy", []), "o-", color="tab:green")
         axs[1].set(xlabel="epoch", ylabel="validation accuracy")
+        if len(axs) > 2:
+            axs[2].bar(col.get("epoch", []), col.get("seconds", []), color="tab:gray")
+            axs[2].set(xlabel="epoch", ylabel="seconds")
         for ax in axs:
             ax.xaxis.get_major_locator().set_params(integer=True)
         return axs

@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,11 +155,18 @@ def test_fit_returns_two_floats_and_a_history():
 def test_history_draws_itself():
     history = run(2).history
     axs = history.plot()
-    assert len(axs) == 2
+    assert len(axs) == 3
+    assert [bar.get_height() for bar in axs[2].patches] == [r["seconds"] for r in history]
     drawn = {line.get_label(): list(line.get_ydata()) for line in axs[0].lines}
     assert drawn["training loss"] == [r["training loss"] for r in history]
     assert drawn["validation loss"] == [r["validation loss"] for r in history]
     assert list(axs[1].lines[0].get_ydata()) == [r["accuracy"] for r in history]
+
+
+def test_history_draws_on_two_axes_that_are_given():
+    axs = plt.subplots(1, 2)[1]
+    assert run(1).history.plot(axs) is axs
+    assert all(ax.lines for ax in axs)
 
 
 @given(n=st.integers(1, 30), bs=st.integers(1, 40))
