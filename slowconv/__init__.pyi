@@ -15,6 +15,8 @@ from .data import get_columns as get_columns
 from .data import get_dls_from_dataset_dict as get_dls_from_dataset_dict
 from .data import load_images as load_images
 from .data import mnist as mnist
+from .explore import ConvExplorer as ConvExplorer
+from .explore import usual_kernels as usual_kernels
 from .kernels import apply_kernel as apply_kernel
 from .kernels import conv_slow as conv_slow
 from .kernels import diag1_edge as diag1_edge
