@@ -99,20 +99,20 @@ def _page():
     script = script.replace("MARKUP", json.dumps(markup.strip())).replace("NAME", json.dumps(name))
     return name, "<script>" + script
 
-# %% ../nbs/94_explore.ipynb #8251dd36
+# %% ../nbs/94_explore.ipynb #22f1dc84
 class ConvExplorer:
     "Image, kernel and feature map to touch, as one piece of HTML that needs no server and no network."
 
     def __init__(
         self,
-        image,  # a grey image, tensor, array or PIL, [H,W] or [1,H,W]; or several: a list, or a tensor [N,H,W] or [N,1,H,W]
+        image,  # grey: tensor, array or PIL, [H,W] or [1,H,W]; several as a list, [N,H,W] or [N,1,H,W]
         kernel,  # tensor [h,w], sides from 1 to 7
         stride=1,  # pixels from one window to the next, 1 to 9
         padding=0,  # zeros on each side of the image, 0 to 9
         dilation=1,  # pixels from one tap of the kernel to the next, 1 to 9
         *,
         titles=None,  # a name for each image
-        kernels=None,  # dict from name to kernel: further ones to choose from, such as a network's filters
+        kernels=None,  # dict from name to kernel: further ones to choose from
     ):
         self.images, self.kernel = _images(image), _kernel(kernel)
         self.titles = (
@@ -146,7 +146,7 @@ class ConvExplorer:
         h, w = self.kernel.shape
         sizes = ", ".join(dict.fromkeys(f"{im.shape[0]}x{im.shape[1]}" for im in self.images))
         return (
-            f"ConvExplorer({len(self.images)} image{'s' * (len(self.images) > 1)} of {sizes}, kernel of {h}x{w}, "
+            f"ConvExplorer(images: {len(self.images)} of {sizes}, kernel: {h}x{w}, "
             f"stride={self.stride}, padding={self.padding}, dilation={self.dilation})"
         )
 

@@ -126,7 +126,7 @@ def test_the_html_is_small_the_same_each_time_and_needs_nothing():
     assert pages[0] == pages[1]
     assert len(pages[0]) < 60_000
     assert not re.search(r"https?:|\bimport\(|\bfetch\(|\bsrc=|\bhref=|@import|url\(", pages[0])
-    assert "ConvExplorer(6 images of 28x28" in repr(ConvExplorer(images, top_edge))
+    assert "ConvExplorer(images: 6 of 28x28, kernel: 3x3" in repr(ConvExplorer(images, top_edge))
 
 
 def test_titles_are_text():
@@ -441,7 +441,8 @@ def test_no_overflow(show, browser, width, ks):
     page = show(ConvExplorer(torch.rand(6, 1, 64, 48), torch.randn(ks), padding=9), width=width)
     assert browser.overflow() == 0
     inside = """
-        const wide = el.getBoundingClientRect().right + 0.5, out = e => e.getBoundingClientRect().right > wide;
+        const wide = el.getBoundingClientRect().right + 0.5;
+        const out = e => e.getBoundingClientRect().right > wide;
         const seen = [...root.querySelectorAll('.body *')].filter(e => !e.closest('.sr'));
         return seen.filter(out).map(e => e.outerHTML.slice(0, 80));
     """
