@@ -5,13 +5,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 from PIL import Image
 from selenium import webdriver
 
 from slowconv import ConvExplorer, fashion_classes, load_images, top_edge
 
 root = Path(__file__).parents[1]
-width, scale, colours = 920, 0.76, 40
+width, scale = 920, 0.76
 
 # what is done, and for how long it is shown, milliseconds
 walk = [
@@ -22,9 +24,8 @@ scenes = [
     *walk,
     ({"kernel": "left edges"}, 1300),
     ({"kernel": "upper edges", "row": 18, "col": 12}, 900),
-    ({"padding": 1}, 1200),
-    ({"stride": 2}, 1800),
-    ({"padding": 0}, 2600),
+    ({"stride": 2}, 2200),
+    ({"padding": 1}, 2200),
 ]
 
 
@@ -61,16 +62,22 @@ def shots():
     driver.quit()
 
 
+def palette():
+    "Few colours, the same for all pictures: greys, red to blue, the window's yellow, the hatch's violet."
+    greys = [(v, v, v) for v in (*range(0, 240, 14), 245, 250, 255)]
+    maps = plt.get_cmap("RdBu")(np.linspace(0, 1, 19), bytes=True)[:, :3].tolist()
+    others = [(255, 176, 0), (255, 236, 198), (190, 130, 0), (122, 53, 216), (180, 150, 230)]
+    colours = [c for colour in (*greys, *maps, *others) for c in colour]
+    out = Image.new("P", (1, 1))
+    out.putpalette(colours)
+    return out
+
+
 if __name__ == "__main__":
     frames = list(shots())
     height = max(frame.height for frame in frames)
     frames = [frame.crop((0, 0, frame.width, height)) for frame in frames]
-    # one palette for all frames, or the colours would flicker
-    sheet = Image.new("RGB", (frames[0].width, height * len(frames)))
-    for i, frame in enumerate(frames):
-        sheet.paste(frame, (0, i * height))
-    palette = sheet.quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    first, *rest = (frame.quantize(palette=palette(), dither=Image.Dither.NONE) for frame in frames)
     path = root / "docs" / "images" / "explorer.gif"
     durations = [ms for _, ms in scenes]
     first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
