@@ -80,6 +80,16 @@ def test_version_and_description_reach_the_metadata():
     )
 
 
+def test_the_package_holds_what_is_no_python(tmp_path):
+    for name in ("slowconv", "pyproject.toml", "settings.ini", "setup.py", "README.md"):
+        copy = shutil.copytree if (root / name).is_dir() else shutil.copy
+        copy(root / name, tmp_path / name)
+    command = [sys.executable, "setup.py", "-q", "build", "-b", "out"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    built = {p.name for p in (tmp_path / "out" / "lib" / "slowconv").iterdir()}
+    assert {"explorer.html", "__init__.pyi", "sample", "explore.py"} <= built
+
+
 @pytest.mark.parametrize("path", sorted((root / "nbs").rglob("*.ipynb")), ids=lambda p: p.name)
 def test_notebooks_name_no_folder_of_a_machine(path):
     text = path.read_text()
