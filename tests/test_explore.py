@@ -268,6 +268,7 @@ def test_embedded_numbers_are_exact_enough(show):
         torch.randn(12, 9, generator=g) * 100,
         torch.rand(28, 28, generator=g),
         torch.arange(16).reshape(4, 4),
+        torch.randint(256, (9, 9), generator=g, dtype=torch.uint8) / 255,
     ):
         kernel = torch.randn(3, 3, generator=g)
         page = show(ConvExplorer(image, kernel, padding=1))
@@ -507,6 +508,7 @@ def test_the_theme_follows_the_page(show):
 
 def test_two_on_one_page_and_no_style_gets_in_or_out(show, browser):
     loud = "* { color: red !important; font-size: 40px !important } p, button { display: none !important }"
+    loud += " body { letter-spacing: 9px; text-transform: uppercase }"
     explorers = [ConvExplorer(torch.rand(n, n), k) for n, k in ((9, top_edge), (6, left_edge))]
     page = show(*explorers, head=f"<style>{loud}</style>")
     other = Page(browser, 1)
@@ -514,8 +516,8 @@ def test_two_on_one_page_and_no_style_gets_in_or_out(show, browser):
     page.click("blur")
     assert other.check()["kernel"] == left_edge.tolist() and other.state["stride"] == 1
     assert page.check()["kernel"] != left_edge.tolist()
-    style = "const s = getComputedStyle($('walk')); return [s.fontSize, s.display]"
-    assert page.js(style) == ["14px", "flex"]
+    style = "const s = getComputedStyle($('walk')); return [s.fontSize, s.display, s.letterSpacing, s.textTransform]"
+    assert page.js(style) == ["14px", "flex", "normal", "none"]
     assert browser.run("return getComputedStyle(document.body).color") == "rgb(255, 0, 0)"
 
 
@@ -539,6 +541,15 @@ def test_put_in_by_a_front_end(show, browser):
     page.js("const box = el.parentNode; el.remove(); box.append(el)")
     assert page.check()["stride"] == 3
     assert page.js("return $('map').width") > 0
+
+
+def test_keys_are_no_shortcuts_of_the_notebook(show, browser):
+    page = show(ConvExplorer(torch.rand(9, 9), top_edge))
+    browser.run("window.got = []; document.addEventListener('keydown', e => got.push(e.key))")
+    page.keys("map", "\ue015", "d", "d", "\ue004")  # arrow down, d, d, tab
+    page.keys("stride", "1")
+    assert browser.run("return got") == ["Tab"]
+    assert page.js("return el.dataset.lmSuppressShortcuts") == "true"
 
 
 def test_names_for_screen_readers(show, browser):
