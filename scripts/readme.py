@@ -25,6 +25,8 @@ def render():  # dict from path below the repository to the bytes that belong th
     text, resources = exporter.from_notebook_node(nb)
     for alt in alts:
         text = text.replace("![png]", f"![{alt}]", 1)
+    # the notebook lies one folder deeper than README.md
+    text = text.replace("](../", "](")
     text = re.sub(r"[ \t]+$", "", text, flags=re.M)
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return {"README.md": text.encode(), **resources["outputs"]}

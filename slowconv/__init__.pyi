@@ -14,6 +14,8 @@ from .data import fashion_sample as fashion_sample
 from .data import get_dls_from_dataset_dict as get_dls_from_dataset_dict
 from .data import load_images as load_images
 from .data import mnist as mnist
+from .explore import ConvExplorer as ConvExplorer
+from .explore import usual_kernels as usual_kernels
 from .inside import ReceptiveField as ReceptiveField
 from .inside import layer_table as layer_table
 from .inside import receptive_field as receptive_field

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import shutil
 import struct
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -140,3 +141,57 @@ def dsd():
     return datasets.DatasetDict(
         {k: ds.add_column("idx", list(range(len(ds)))) for k, ds in splits.items()}
     )
+
+
+class Browser:
+    "Headless Chromium, with what the tests of pages need."
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def open(self, url, width=1000, scheme="light", height=900):
+        "Opens a page in a window of this width, in a light or a dark scheme."
+        cdp = self.driver.execute_cdp_cmd
+        media = {"name": "prefers-color-scheme", "value": scheme}
+        cdp("Emulation.setEmulatedMedia", {"features": [media]})
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        cdp("Emulation.setDeviceMetricsOverride", size)
+        self.driver.get_log("browser")
+        self.driver.get(str(url))
+
+    def run(self, script, *args):
+        "What a script returns; its arguments are `arguments[0]` and so on."
+        return self.driver.execute_script(script, *args)
+
+    def errors(self):
+        "What the console has complained about since the page was opened."
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def overflow(self):
+        "By how many pixels the page is wider than its window."
+        root = "document.documentElement"
+        return self.run(f"return {root}.scrollWidth - {root}.clientWidth")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "Chromium driven by selenium; the test is skipped where there is none."
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    chromedriver = shutil.which("chromedriver")
+    if not chromium or not chromedriver:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    # nothing but the page itself: no first start, no updates
+    for flag in ("headless", "disable-gpu", "no-first-run", "disable-background-networking", "disable-sync",
+                 "disable-component-update", "hide-scrollbars"):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    if getattr(os, "geteuid", lambda: 1)() == 0:
+        options.add_argument("--no-sandbox")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    yield Browser(driver)
+    driver.quit()

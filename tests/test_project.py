@@ -51,7 +51,7 @@ def test_star_import_of_a_module():
 
 
 def test_no_module_imports_from_one_below_it():
-    order = "show kernels animate convs cache sources loaders data training inside command".split()
+    order = "show kernels explore animate convs cache sources loaders data training inside command".split()
     for i, module in enumerate(order):
         text = (root / "slowconv" / f"{module}.py").read_text()
         imported = set(re.findall(r"from (?:slowconv)?\.(\w+) import", text))
@@ -80,6 +80,16 @@ def test_version_and_description_reach_the_metadata():
     assert meta["Summary"] in settings and meta["Requires-Python"] in settings.replace(
         "min_python = ", ">="
     )
+
+
+def test_the_package_holds_what_is_no_python(tmp_path):
+    for name in ("slowconv", "pyproject.toml", "settings.ini", "setup.py", "README.md"):
+        copy = shutil.copytree if (root / name).is_dir() else shutil.copy
+        copy(root / name, tmp_path / name)
+    command = [sys.executable, "setup.py", "-q", "build", "-b", "out"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    built = {p.name for p in (tmp_path / "out" / "lib" / "slowconv").iterdir()}
+    assert {"explorer.html", "__init__.pyi", "sample", "explore.py"} <= built
 
 
 @pytest.mark.parametrize("path", sorted((root / "nbs").rglob("*.ipynb")), ids=lambda p: p.name)
