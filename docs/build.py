@@ -200,14 +200,14 @@ def stage(folder):
     write(folder / "api.md", api(modules))
     toc["Reference"].append("api")
     for path in sorted(root.glob("benchmarks/*.md")):
-        code = path.with_suffix(".py").read_text(encoding="utf-8")
-        subtitle = ast.get_docstring(ast.parse(code)).splitlines()[0]
-        text = f"# Measured: {path.stem}\n\n> {subtitle}\n\n{path.read_text(encoding='utf-8')}"
+        text = f"# Measured: {path.stem}\n\n{path.read_text(encoding='utf-8')}"
         write(folder / "benchmarks" / path.name, text)
         toc["Reference"].append(f"benchmarks/{path.stem}")
 
     front = read(processed / "index.ipynb")
     translate(front)
+    for cell in front["cells"]:  # it stands where README.md does
+        cell["source"] = cell["source"].replace("](../", "](")
     copy_linked(front, Path("index.ipynb"), folder)
     at, title, _ = next(iter(modules.values()))
     begin = f'<a class="begin" href="{at.with_suffix(".html")}">Begin with {title}</a>'
