@@ -516,9 +516,11 @@ def test_two_on_one_page_and_no_style_gets_in_or_out(show, browser):
     page.click("blur")
     assert other.check()["kernel"] == left_edge.tolist() and other.state["stride"] == 1
     assert page.check()["kernel"] != left_edge.tolist()
-    style = "const s = getComputedStyle($('walk'));"
-    style += "return [s.fontSize, s.display, s.letterSpacing, s.textTransform]"
-    assert page.js(style) == ["14px", "flex", "normal", "none"]
+    names = ["color", "fontSize", "display", "letterSpacing", "textTransform"]
+    style = page.js(
+        "const s = getComputedStyle($('where')); return arguments[1].map(n => s[n])", names
+    )
+    assert style == ["rgb(83, 92, 105)", "14px", "block", "normal", "none"]
     assert browser.run("return getComputedStyle(document.body).color") == "rgb(255, 0, 0)"
 
 
