@@ -24,6 +24,7 @@ language = "en"
 extensions = ["myst_nb"]
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
 nb_render_markdown_format = "myst"
 nb_ipywidgets_js = {}  # no widgets, and nothing from the network
 myst_enable_extensions = ["dollarmath"]
