@@ -107,7 +107,7 @@ def test_saved_as_mp4(tmp_path):
     ask = "ffprobe -v error -count_frames -show_entries stream=width,height,nb_read_frames -of csv=p=0"
     shape = subprocess.run([*ask.split(), path], check=True, capture_output=True, text=True).stdout
     width, height, n = map(int, shape.split(","))
-    assert n == 6
+    assert n == 6 and path.read_bytes()[4:8] == b"ftyp"  # an MP4, whatever its name
     assert (height, width) == tuple(side // 2 * 2 for side in pictures(gif)[0].shape[:2])
 
 

@@ -140,6 +140,14 @@ def test_closed_relus_and_weights_of_zero_hide_nothing():
     assert seen_pixels(model, model[0], 1, 1).sum() == 3 * 3
 
 
+def test_what_works_on_each_unit_by_itself_hides_nothing_in_training():
+    norm = nn.BatchNorm2d(1)
+    norm.running_mean += 100
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), norm, nn.ReLU(), nn.Dropout(0.99)).train()
+    for mode in (True, False):
+        assert seen_pixels(model.train(mode), model, 4, 4).sum() == 9
+
+
 class OwnForward(nn.Module):
     def __init__(self):
         super().__init__()
