@@ -185,9 +185,10 @@ def browser():
         pytest.skip("needs chromium and chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    # nothing but the page itself: no first start, no updates
+    # nothing but the page itself: no first start, no updates, no host but this machine
     for flag in ("headless", "disable-gpu", "no-first-run", "disable-background-networking", "disable-sync",
-                 "disable-component-update", "hide-scrollbars"):  # fmt: skip
+                 "disable-component-update", "disable-dev-shm-usage", "hide-scrollbars",
+                 "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"):  # fmt: skip
         options.add_argument(f"--{flag}")
     if getattr(os, "geteuid", lambda: 1)() == 0:
         options.add_argument("--no-sandbox")

@@ -4,7 +4,6 @@ import ast
 import functools
 import http.server
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +13,9 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
+from conftest import Browser
 from fastcore.nbio import read_nb
+from test_explore import Page as Explorer
 
 import slowconv
 
@@ -202,31 +203,8 @@ def test_the_api_leads_to_the_lessons(pages):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    "Chromium without a network, save for this machine's own."
-    webdriver = pytest.importorskip("selenium.webdriver", reason="make docs installs selenium")
-    binary = next(
-        filter(None, map(shutil.which, ("google-chrome", "chromium", "chromium-browser"))), None
-    )
-    driver = shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip("no chromium and chromedriver; on Debian: apt-get install chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for arg in (
-        "--headless=new",
-        "--no-sandbox",  # it opens our own pages only, and root has no sandbox
-        "--disable-dev-shm-usage",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    ):
-        options.add_argument(arg)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    chrome.set_page_load_timeout(60)
-    yield chrome
-    chrome.quit()
+def browser(browser):
+    return browser.driver
 
 
 @pytest.fixture(scope="module", params=["from the disk", "from a server"])
@@ -361,3 +339,18 @@ def test_the_contents_open_on_a_phone(browser, site):
     wait(browser, lambda: browser.find_element("css selector", link).is_displayed(), "no contents")
     browser.find_element("css selector", link).click()
     wait(browser, lambda: browser.current_url.endswith(lessons[1]), "the link leads nowhere")
+
+
+def test_the_explorer_answers_the_keyboard(browser, address):
+    "On the page of lesson 01, at a phone's width: arrow keys move the window, and the sum is the right one."
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, address + lessons[0], 400)
+    page = Explorer(Browser(browser))
+    wait(browser, lambda: page.js("return el.state"), "no explorer")
+    page.keys("map", Keys.HOME, Keys.PAGE_UP, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    state = page.check()
+    assert (state["row"], state["col"]) == (1, 2)
+    page.keys("map", Keys.ARROW_UP)
+    assert page.check()["row"] == 0
+    assert "Row 0, column 2 of the feature map" in page.state["text"]
