@@ -135,7 +135,7 @@ def _mean_of_window(m):
         nn.init.constant_(p, 1 / p[0].numel())
     return m
 
-# %% ../nbs/05_inside.ipynb #9acca473
+# %% ../nbs/05_inside.ipynb #6171fdf4
 @torch.no_grad()
 def top_patches(
     model,  # `nn.Sequential`, of Sequentials too
@@ -149,7 +149,8 @@ def top_patches(
             f"top_patches: k={k} patches of {len(xb)} images; at most one is taken of each"
         )
     (h, w), jump, start = receptive_field(model, layer)
-    maps = torch.cat([nn.Sequential(*_path(model, layer))(x) for x in xb.split(1000)])
+    part = copy.deepcopy(nn.Sequential(*_path(model, layer))).eval()
+    maps = torch.cat([part(x) for x in xb.split(1000)])
     answers, best = maps.flatten(2).max(2)  # [N,nf]: the highest value in each map, and where
     answers, image = answers.T.topk(k)  # [nf,k]
     best = best.T.gather(1, image)
@@ -164,18 +165,18 @@ def top_patches(
     ]
     return torch.stack(patches).unflatten(0, image.shape), answers
 
-# %% ../nbs/05_inside.ipynb #17f184b4
+# %% ../nbs/05_inside.ipynb #79864dad
 def layer_table(
     model,  # any `nn.Module`
     x,  # a batch that it takes
-):  # `pandas.DataFrame`, a row per layer; ReLU and the like are left out
+):  # `pandas.DataFrame`, a row per layer; ReLU and the like, without parameters, are left out
     "Output size, parameters, multiplications per image, and what a unit sees, where that is known."
     import pandas as pd
     from torchinfo import summary
 
     rows = []
     for info in summary(model, input_data=x[:1], verbose=0).summary_list:
-        if not info.is_leaf_layer or isinstance(info.module, pointwise):
+        if not info.is_leaf_layer or isinstance(info.module, pointwise) and not info.num_params:
             continue
         units = math.prod(info.output_size[2:])
         weights = getattr(info.module, "weight", None)
