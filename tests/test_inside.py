@@ -251,6 +251,14 @@ def test_table_counts_the_multiplications_of_other_layers():
     assert table["receptive field"].tolist() == ["1x3", "2x4", "", ""]
 
 
+def test_table_has_every_parameter():
+    model = nn.Sequential(conv(1, 4), nn.BatchNorm2d(4), nn.Dropout(), conv(4, 8), nn.PReLU())
+    table = layer_table(model, torch.rand(2, 1, 8, 8))
+    assert table["layer"].tolist() == ["Conv2d", "BatchNorm2d", "Conv2d", "PReLU"]
+    assert table["parameters"].sum() == sum(p.numel() for p in model.parameters())
+    assert table["receptive field"].tolist() == [3, 3, 7, 7]
+
+
 def test_table_of_a_model_with_a_forward_of_its_own():
     table = layer_table(OwnForwardSame(), torch.rand(1, 1, 5, 5))
     assert table["parameters"].tolist() == [10]
@@ -297,6 +305,15 @@ def test_top_patches_beyond_the_image_are_nan():
     want = [[math.nan] * 3, [0, 2, math.nan], [0, 0, math.nan]]
     np.testing.assert_array_equal(patches[0, 0, 0].numpy(), want)
     assert answers.tolist() == [[2]]
+
+
+def test_top_patches_leave_a_training_model_as_it_is():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5)).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    xb = torch.rand(9, 1, 8, 8)
+    first, second = (top_patches(model, model[2], xb)[1] for _ in range(2))
+    assert torch.equal(first, second) and model[2].training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_top_patches_of_too_few_images():
