@@ -33,6 +33,7 @@ from .kernels import top_edge as top_edge
 from .loaders import ColumnDataset as ColumnDataset
 from .loaders import DataLoaders as DataLoaders
 from .loaders import get_columns as get_columns
+from .relatives import separable as separable
 from .show import get_grid as get_grid
 from .show import show_image as show_image
 from .show import show_images as show_images

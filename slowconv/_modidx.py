@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'slowconv.loaders.get_plain_loaders': ('loaders.html#get_plain_loaders', 'slowconv/loaders.py'),
                                   'slowconv.loaders.gives_pil': ('loaders.html#gives_pil', 'slowconv/loaders.py'),
                                   'slowconv.loaders.is_format': ('loaders.html#is_format', 'slowconv/loaders.py')},
+            'slowconv.relatives': {'slowconv.relatives.separable': ('relatives.html#separable', 'slowconv/relatives.py')},
             'slowconv.show': { 'slowconv.show.as_image': ('show.html#as_image', 'slowconv/show.py'),
                                'slowconv.show.get_grid': ('show.html#get_grid', 'slowconv/show.py'),
                                'slowconv.show.show_image': ('show.html#show_image', 'slowconv/show.py'),
