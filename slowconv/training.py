@@ -31,14 +31,15 @@ def accuracy(
     y, y_pred = (t.argmax(1) if t.ndim == 2 else t for t in (y, y_pred))
     return (y == y_pred).float().mean()
 
-# %% ../nbs/04_training.ipynb #fac70d6d
+# %% ../nbs/04_training.ipynb #3ad36c6d
 def train_epoch(
     model,  # on whichever device its parameters are; batches are moved there
     loss_func,  # (predictions, yb) -> mean loss of the batch
     opt,  # `torch.optim.Optimizer`
     dl,  # gives (xb, yb)
+    sched=None,  # `torch.optim.lr_scheduler` of `opt`, counted in batches
 ):  # mean loss over all images, float
-    "Take a step of `opt` for each batch."
+    "Take a step of `opt`, and of `sched`, for each batch."
     model.train()
     total, n = 0.0, 0
     for xb, yb in dl:
@@ -47,6 +48,8 @@ def train_epoch(
         opt.zero_grad()
         loss.backward()
         opt.step()
+        if sched:
+            sched.step()
         total, n = total + loss.detach() * len(yb), n + len(yb)
     return _per_image(total, n)
 
@@ -129,7 +132,7 @@ class FitResult(namedtuple("FitResult", "loss accuracy")):
         self.history = History(history)
         return self
 
-# %% ../nbs/04_training.ipynb #effb1e0b
+# %% ../nbs/04_training.ipynb #2196943c
 def fit(
     epochs,  # how often to go through the training images; 0 only evaluates
     model,  # `nn.Module`, on the device to train on
@@ -138,6 +141,8 @@ def fit(
     train_dl,  # gives (xb, yb) to train on
     valid_dl,  # gives (xb, yb) to validate on
     tqdm_=False,  # show a progress bar?
+    *,
+    sched=None,  # `torch.optim.lr_scheduler` of `opt`, counted in batches: one step for each
 ):  # `FitResult`, the tuple (validation loss, validation accuracy), with `.history`
     "Train. ValueError for negative `epochs`, FloatingPointError for a loss that is no number."
     if epochs < 0:
@@ -150,7 +155,7 @@ def fit(
         for epoch in range(epochs):
             start = time.perf_counter()
             bar = tqdm(train_dl, f"epoch {epoch}", leave=False, disable=not tqdm_)
-            train_loss = train_epoch(model, loss_func, opt, bar)
+            train_loss = train_epoch(model, loss_func, opt, bar, sched)
             loss, acc = evaluate(model, loss_func, valid_dl)
             if not math.isfinite(train_loss + loss):
                 lr = opt.param_groups[0]["lr"]

@@ -369,3 +369,15 @@ def test_the_lesson_runs_on_the_sample():
         after = fit(1, model, F.cross_entropy, optim.SGD(model.parameters(), lr=0.1), *dls)
     assert after.loss < before[0]
     assert after.accuracy > 0.4
+
+
+def test_a_schedule_takes_a_step_for_each_batch():
+    x, y = torch.randn(20, 3), torch.arange(20) % 2
+    dl = DataLoader(TensorDataset(x, y), batch_size=8)  # three batches
+    model = nn.Linear(3, 2)
+    opt = optim.SGD(model.parameters(), lr=0.6)
+    sched = optim.lr_scheduler.LambdaLR(opt, lambda step: 1 - step / 6)
+    fit(1, model, F.cross_entropy, opt, dl, dl, sched=sched)
+    assert opt.param_groups[0]["lr"] == pytest.approx(0.3)
+    fit(1, model, F.cross_entropy, opt, dl, dl, sched=sched)
+    assert opt.param_groups[0]["lr"] == pytest.approx(0)
