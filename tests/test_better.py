@@ -1,0 +1,85 @@
+"What lesson 06 adds to a model: inputs, BatchNorm, mirrored and moved images."
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from slowconv.better import FlipShift, Normalize, with_batchnorm
+from slowconv.convs import get_model
+
+root = Path(__file__).parents[1]
+
+
+def test_normalize():
+    x = torch.rand(500, 1, 5, 5) * 3 + 2
+    y = Normalize(x.mean().item(), x.std().item())(x)
+    assert y.mean().item() == pytest.approx(0, abs=1e-5)
+    assert y.std().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_batchnorm_stands_between_convolution_and_relu():
+    model = get_model()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    normed = with_batchnorm(model)
+    for layer in normed[:4]:
+        conv, bn, act = layer
+        assert (type(conv), type(bn), type(act)) == (nn.Conv2d, nn.BatchNorm2d, nn.ReLU)
+        assert conv.bias is None and bn.num_features == conv.out_channels
+    assert isinstance(normed[4], nn.Conv2d) and normed[4].bias is not None
+    assert before.keys() == model.state_dict().keys(), "the model itself stays as it is"
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    x = torch.randn(64, 1, 28, 28)
+    out = normed[0][1](normed[0][0](x))
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+
+
+def windows(im, shift):
+    "All that may become of an image: [2*(2*shift+1)**2,C,H,W]."
+    h, w = im.shape[-2:]
+    out = []
+    for a in (im, im.flip(-1)):
+        wide = F.pad(a, (shift, shift, shift, shift))
+        places = range(2 * shift + 1)
+        out += [wide[:, r : r + h, c : c + w] for r in places for c in places]
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(40, 1, 6, 5), (40, 3, 4, 4)])
+def test_each_image_is_mirrored_and_moved_by_its_own_choice(shift, shape):
+    x = torch.rand(shape)
+    y = FlipShift(shift)(x)
+    assert y.shape == x.shape
+    choices = []
+    for a, b in zip(x, y, strict=True):
+        same = (windows(a, shift) == b).flatten(1).all(1)
+        assert same.any(), "none of the windows"
+        choices.append(same.nonzero()[0].item())
+    assert len(set(choices)) >= min(2 * (2 * shift + 1) ** 2, 12) - 2, "the same choice for many"
+
+
+def test_it_is_seeded_and_rests_in_evaluation():
+    x, layer = torch.rand(20, 1, 8, 8), FlipShift(2)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append(layer(x))
+    assert torch.equal(*draws) and not torch.equal(layer(x), draws[0])
+    assert layer.eval()(x) is x
+
+
+def test_what_was_measured_is_what_the_script_runs():
+    text = (root / "benchmarks" / "better.py").read_text()
+    table = text[text.index("changes = {") : text.index("def split")]
+    names = set(re.findall(r'^    "(.+?)": \(', table, re.M))
+    rows = [
+        json.loads(line) for line in (root / "benchmarks" / "better.jsonl").read_text().splitlines()
+    ]
+    seeds = {name: {r["seed"] for r in rows if r["change"] == name} for name in names}
+    assert len(names) > 10 and all(len(s) >= 5 for s in seeds.values())
+    assert {r["change"] for r in rows} == names
