@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from slowconv.better import FlipShift, Normalize, with_batchnorm
-from slowconv.convs import get_model
+from slowconv.better import FlipShift, Normalize, separable, with_batchnorm
+from slowconv.convs import conv, get_model
 
 root = Path(__file__).parents[1]
 
@@ -83,3 +85,30 @@ def test_what_was_measured_is_what_the_script_runs():
     seeds = {name: {r["seed"] for r in rows if r["change"] == name} for name in names}
     assert len(names) > 10 and all(len(s) >= 5 for s in seeds.values())
     assert {r["change"] for r in rows} == names
+
+
+@given(
+    ni=st.integers(1, 5),
+    nf=st.integers(1, 5),
+    ks=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 3),
+    act=st.booleans(),
+    size=st.integers(3, 9),
+)
+def test_separable_stands_where_a_conv_stands(ni, nf, ks, stride, act, size):
+    "The same shapes, and the function of the full kernel that is made of its two layers."
+    x = torch.randn(2, ni, size, size + 1)
+    model = separable(ni, nf, ks, stride, act)
+    around, across = model[0], model[1]
+    weight = across.weight * around.weight.permute(1, 0, 2, 3)
+    want = F.conv2d(x, weight, across.bias, stride, ks // 2)
+    torch.testing.assert_close(model(x), want.relu() if act else want, atol=1e-5, rtol=1e-4)
+    assert model(x).shape == conv(ni, nf, ks, stride, act)(x).shape
+    assert isinstance(model[-1], nn.ReLU) == act
+    assert sum(p.numel() for p in model.parameters()) == ni * ks**2 + ni * nf + nf
+
+
+@pytest.mark.parametrize("ks", [2, 4])
+def test_separable_of_an_even_kernel(ks):
+    with pytest.raises(ValueError, match=f"ks={ks} is even"):
+        separable(1, 1, ks)
