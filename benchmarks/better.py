@@ -54,8 +54,8 @@ def pooled_head():
 
 def no_dead():
     "the last kernel cut to the 2x2 that sees pixels, and what it saves given to channels"
-    last = nn.Conv2d(18, 10, 2)
-    return nn.Sequential(*trunk(4, 8, 17, 18), last, nn.Flatten()).apply(init_weights)
+    last = nn.Conv2d(19, 10, 2)
+    return nn.Sequential(*trunk(4, 8, 17, 19), last, nn.Flatten()).apply(init_weights)
 
 
 def normalized(make=get_model):
