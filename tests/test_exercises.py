@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 "The puzzles: stubs fail, solutions pass, and what people get wrong is drawn."
 
 import re
