@@ -1,6 +1,6 @@
 """The most accurate network of at most 5,274 parameters: chosen, trained over five seeds, and tested once.
 
-    python benchmarks/best.py choose  # candidates, ten epochs each, judged by 5,000 images of the training set
+    python benchmarks/best.py choose  # candidates, ten epochs each, judged by 5,000 training images
     python benchmarks/best.py train   # the chosen one, on all 60,000: some minutes a seed
     python benchmarks/best.py test    # the only use of the test set; writes slowconv/best.safetensors
 
@@ -109,7 +109,13 @@ def test(first, step, out):
         with fashion_mnist() as dls:
             loss, acc = evaluate(model, F.cross_entropy, dls.valid)
         n = sum(p.numel() for p in model.parameters())
-        write(step="test", parameters=n, accuracy=acc, loss=loss, **{k: int(v) for k, v in note.items()})
+        write(
+            step="test",
+            parameters=n,
+            accuracy=acc,
+            loss=loss,
+            **{k: int(v) for k, v in note.items()},
+        )
         if seed == 0:
             note = {"trained by": "benchmarks/best.py", "test accuracy": f"{acc:.4f}"} | note
             save_file(load_file(path), here.parent / "slowconv" / "best.safetensors", note)

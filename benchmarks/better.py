@@ -1,9 +1,9 @@
-"""One change at a time: what start, step, schedule, batch, inputs and head do for the lesson's CNN, over seeds.
+"""One change at a time: start, step, schedule, batch, inputs and head of the lesson's CNN, over seeds.
 
     python benchmarks/better.py                    # all changes, five seeds: half an hour on two cores
     python benchmarks/better.py --only start,norm  # only changes whose names begin so
 
-Trains on 55,000 images and judges by 5,000 others that are cut from the training set: the test set is left alone.
+Trains on 55,000 images and judges by 5,000 that are cut from the training set: the test set is left alone.
 Each result is a line in benchmarks/better.jsonl; what is there already is not run again.
 """
 

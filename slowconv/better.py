@@ -62,7 +62,9 @@ class FlipShift(nn.Module):
         corner = torch.randint(0, 2 * s + 1, (2, n, 1), device=x.device)  # of each image's window
         rows = corner[0] + torch.arange(h, device=x.device)  # [n,h]
         cols = corner[1] + torch.arange(w, device=x.device)  # [n,w]
-        wide = F.pad(x, (s, s, s, s)).movedim(1, 3)  # channels last, so that one index takes rows and columns
+        wide = F.pad(x, (s, s, s, s)).movedim(
+            1, 3
+        )  # channels last, so that one index takes rows and columns
         at = torch.arange(n, device=x.device)[:, None, None]
         return wide[at, rows[:, :, None], cols[:, None, :]].movedim(3, 1)
 
@@ -76,7 +78,9 @@ def separable(
 ):  # `nn.Sequential`: [N,ni,H,W] -> [N,nf,ceil(H/stride),ceil(W/stride)]
     "A depthwise separable convolution in the place of `conv`. ValueError for an even `ks`."
     if ks % 2 == 0:
-        raise ValueError(f"separable: ks={ks} is even; padding=ks//2 keeps the size only for odd ks")
+        raise ValueError(
+            f"separable: ks={ks} is even; padding=ks//2 keeps the size only for odd ks"
+        )
     layers = [nn.Conv2d(ni, ni, ks, stride, ks // 2, groups=ni, bias=False), nn.Conv2d(ni, nf, 1)]
     return nn.Sequential(*layers, *([nn.ReLU()] if act else []))
 

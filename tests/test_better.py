@@ -1,4 +1,4 @@
-"What lesson 06 adds to a model: inputs, BatchNorm, mirrored and moved images."
+"What lesson 06 adds to a model, and its best network with the weights that come with it."
 
 import json
 import re
@@ -9,10 +9,23 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import nn
 
-from slowconv.better import FlipShift, Normalize, separable, with_batchnorm
+import slowconv
+from slowconv.better import (
+    FlipShift,
+    Normalize,
+    Residual,
+    get_best_model,
+    pooled_head,
+    residual_net,
+    separable,
+    with_batchnorm,
+)
 from slowconv.convs import conv, get_model
+from slowconv.data import load_images
+from slowconv.sources import find_source
 
 root = Path(__file__).parents[1]
 
@@ -112,3 +125,63 @@ def test_separable_stands_where_a_conv_stands(ni, nf, ks, stride, act, size):
 def test_separable_of_an_even_kernel(ks):
     with pytest.raises(ValueError, match=f"ks={ks} is even"):
         separable(1, 1, ks)
+
+
+def test_residual_adds_what_came_in():
+    x = torch.randn(2, 3, 5, 4)
+    layer = Residual(nn.Conv2d(3, 3, 1), nn.ReLU())
+    torch.testing.assert_close(layer(x), x + layer[1](layer[0](x)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 7)])
+def test_pooled_head(size):
+    head, x = pooled_head(5, 3), torch.randn(2, 5, *size)
+    torch.testing.assert_close(head(x), head[-1](x.mean((2, 3))))
+
+
+def test_batchnorm_also_within_residual_blocks():
+    model = residual_net(4, (6, 2))
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(convs) == 1 + 2 * 3 and len(norms) == 1 + 3 and all(c.bias is None for c in convs)
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+def right(images, labels):
+    model = get_best_model().eval()
+    with torch.no_grad():
+        preds = [model(x[:, None] / 255).argmax(1) for x in images.split(1000)]
+    return (torch.cat(preds) == labels).float().mean().item()
+
+
+def stated():
+    path = Path(slowconv.__file__).with_name("best.safetensors")
+    assert path.stat().st_size < 100_000
+    with safe_open(path, "pt") as file:
+        return float(file.metadata()["test accuracy"])
+
+
+def test_the_weights_that_come_along_give_the_stated_accuracy():
+    if find_source("fashion_mnist") == "sample":
+        pytest.skip("needs the whole test set")
+    assert right(*load_images("fashion_mnist", "test")) == pytest.approx(stated(), abs=2e-4)
+
+
+def test_and_about_the_same_on_the_sample():
+    assert right(*load_images("fashion_mnist", "test", "sample")) == pytest.approx(
+        stated(), abs=0.03
+    )
+
+
+def test_the_best_network_is_small_and_new_ones_are_new():
+    new = [get_best_model(trained=False) for _ in range(2)]
+    sizes = {sum(p.numel() for p in m.parameters()) for m in (*new, get_best_model())}
+    assert len(sizes) == 1 and sizes.pop() <= sum(p.numel() for p in get_model().parameters())
+    assert not torch.equal(next(new[0].parameters()), next(new[1].parameters()))
+
+
+def test_what_is_stated_is_what_was_measured():
+    rows = [json.loads(r) for r in (root / "benchmarks" / "best.jsonl").read_text().splitlines()]
+    tested = {r["seed"]: r["accuracy"] for r in rows if r["step"] == "test"}
+    assert sorted(tested) == [0, 1, 2, 3, 4] and tested[0] == pytest.approx(stated(), abs=1e-4)
+    assert sum(tested.values()) / 5 > 0.9
