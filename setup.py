@@ -27,5 +27,5 @@ setup(
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
     },
     packages=[cfg["lib_name"]],
-    package_data={cfg["lib_name"]: ["*.pyi", "*.html", "sample/*"]},
+    package_data={cfg["lib_name"]: ["*.pyi", "*.html", "*.safetensors", "sample/*"]},
 )

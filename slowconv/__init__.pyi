@@ -1,5 +1,13 @@
 # What `slowconv` hands on, and from where: read by lazy_loader, and by editors.
 from .animate import animate_conv as animate_conv
+from .better import FlipShift as FlipShift
+from .better import Normalize as Normalize
+from .better import Residual as Residual
+from .better import get_best_model as get_best_model
+from .better import pooled_head as pooled_head
+from .better import residual_net as residual_net
+from .better import separable as separable
+from .better import with_batchnorm as with_batchnorm
 from .cache import cache_folder as cache_folder
 from .convs import conv as conv
 from .convs import def_device as def_device
@@ -33,7 +41,6 @@ from .kernels import top_edge as top_edge
 from .loaders import ColumnDataset as ColumnDataset
 from .loaders import DataLoaders as DataLoaders
 from .loaders import get_columns as get_columns
-from .relatives import separable as separable
 from .show import get_grid as get_grid
 from .show import show_image as show_image
 from .show import show_images as show_images

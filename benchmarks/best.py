@@ -1,0 +1,138 @@
+"""The most accurate network of at most 5,274 parameters: chosen, trained over five seeds, and tested once.
+
+    python benchmarks/best.py choose  # candidates, ten epochs each, judged by 5,000 training images
+    python benchmarks/best.py train   # the chosen one, on all 60,000: some minutes a seed
+    python benchmarks/best.py test    # the only use of the test set; writes slowconv/best.safetensors
+
+Results go to benchmarks/best.jsonl, trained weights to `--out`; what is there already is not run again.
+"""
+
+import contextlib
+import io
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from better import split
+from fastcore.script import call_parse
+from safetensors.torch import load_file, save_file
+from torch import nn, optim
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm.auto import tqdm
+
+from slowconv.better import FlipShift, get_best_model, residual_net
+from slowconv.cache import cache_folder
+from slowconv.data import fashion_collate, fashion_mnist, load_images
+from slowconv.loaders import get_loaders
+from slowconv.training import evaluate, fit
+
+here = Path(__file__).parent
+limit, epochs, seeds = 5274, 32, 5
+
+# name: stem and stages, pixels of shift, learning rate
+candidates = {
+    "8, 16 x3, 30 x2": ((8, (16, 3), (30, 2)), 1, 0.02),
+    "12, 16 x3, 30 x2": ((12, (16, 3), (30, 2)), 1, 0.02),
+    "8, 16 x4, 28 x2": ((8, (16, 4), (28, 2)), 1, 0.02),
+    "8, 12 x4, 26 x3": ((8, (12, 4), (26, 3)), 1, 0.02),
+    "8, 14 x3, 20 x2, 28 x1": ((8, (14, 3), (20, 2), (28, 1)), 1, 0.02),
+    "8, 16 x3, 30 x2; shift 2": ((8, (16, 3), (30, 2)), 2, 0.02),
+    "8, 16 x3, 30 x2; no flips, no shifts": ((8, (16, 3), (30, 2)), None, 0.02),
+    "8, 16 x3, 30 x2; lr 0.01": ((8, (16, 3), (30, 2)), 1, 0.01),
+}
+
+
+def train(model, shift, lr, epochs, dls, tqdm_=False):
+    "`FitResult` of AdamW and one cycle, with flips and shifts before the model."
+    n = sum(p.numel() for p in model.parameters())
+    assert n <= limit, f"{n} parameters"
+    opt = optim.AdamW(model.parameters(), lr)
+    sched = OneCycleLR(opt, lr, epochs * len(dls.train), pct_start=0.2, cycle_momentum=False)
+    whole = model if shift is None else nn.Sequential(FlipShift(shift), model)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return fit(epochs, whole, F.cross_entropy, opt, *dls, tqdm_=tqdm_, sched=sched)
+
+
+def write(**row):
+    with (here / "best.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def rows(step):
+    lines = (here / "best.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["step"] == step]
+
+
+def choose(first, step, out):
+    done = {r["candidate"] for r in rows("choose")}
+    dls = get_loaders(*split(), fashion_collate, 256, whole=True)
+    for name in tqdm([n for n in list(candidates)[first::step] if n not in done]):
+        stages, shift, lr = candidates[name]
+        torch.manual_seed(0)
+        model = residual_net(*stages)
+        result = train(model, shift, lr, 10, dls)
+        n = sum(p.numel() for p in model.parameters())
+        write(step="choose", candidate=name, parameters=n, accuracy=result.accuracy)
+
+
+def train_seeds(first, step, out):
+    images, labels = load_images("fashion_mnist", "train")
+    whole = {"image": images, "label": labels}
+    for seed in range(first, seeds, step):
+        path = out / f"best-{seed}.safetensors"
+        if path.exists():
+            continue
+        torch.manual_seed(seed)
+        model = get_best_model(trained=False)
+        few = {"image": images[:256], "label": labels[:256]}  # `fit` wants something to validate on
+        dls = get_loaders(whole, few, fashion_collate, 256, whole=True)
+        start = time.perf_counter()
+        train(model, 1, 0.02, epochs, dls, tqdm_=True)
+        seconds = time.perf_counter() - start
+        kept = {k: v.contiguous() for k, v in model.state_dict().items()}
+        note = {"seed": str(seed), "seconds": f"{seconds:.0f}", "epochs": str(epochs)}
+        save_file(kept, path, note | {"threads": str(torch.get_num_threads())})
+
+
+def test(first, step, out):
+    "All seeds once; the weights of seed 0, which was fixed before, go into the package."
+    from safetensors import safe_open
+
+    for seed in range(seeds):
+        path = out / f"best-{seed}.safetensors"
+        model = get_best_model(trained=False)
+        model.load_state_dict(load_file(path))
+        with safe_open(path, "pt") as file:
+            note = file.metadata()
+        with fashion_mnist() as dls:
+            loss, acc = evaluate(model, F.cross_entropy, dls.valid)
+        n = sum(p.numel() for p in model.parameters())
+        write(
+            step="test",
+            parameters=n,
+            accuracy=acc,
+            loss=loss,
+            **{k: int(v) for k, v in note.items()},
+        )
+        if seed == 0:
+            note = {"trained by": "benchmarks/best.py", "test accuracy": f"{acc:.4f}"} | note
+            save_file(load_file(path), here.parent / "slowconv" / "best.safetensors", note)
+        print(f"seed {seed}: {acc:.4f}")
+
+
+@call_parse
+def main(
+    what: str,  # choose, train or test
+    out: Path = None,  # folder of the trained weights; one in the cache without it
+    first: int = 0,  # candidate or seed to begin with
+    step: int = 1,  # and how many to go on: two processes share the work, with 0 and 1 and a step of 2
+):
+    "Choose, train or test."
+    (here / "best.jsonl").touch()
+    out = out or cache_folder() / "best"
+    out.mkdir(parents=True, exist_ok=True)
+    if what == "test" and rows("test"):
+        raise SystemExit("The test set was used already: benchmarks/best.jsonl has what it said.")
+    {"choose": choose, "train": train_seeds, "test": test}[what](first, step, out)

@@ -1,0 +1,187 @@
+"What lesson 06 adds to a model, and its best network with the weights that come with it."
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import nn
+
+import slowconv
+from slowconv.better import (
+    FlipShift,
+    Normalize,
+    Residual,
+    get_best_model,
+    pooled_head,
+    residual_net,
+    separable,
+    with_batchnorm,
+)
+from slowconv.convs import conv, get_model
+from slowconv.data import load_images
+from slowconv.sources import find_source
+
+root = Path(__file__).parents[1]
+
+
+def test_normalize():
+    x = torch.rand(500, 1, 5, 5) * 3 + 2
+    y = Normalize(x.mean().item(), x.std().item())(x)
+    assert y.mean().item() == pytest.approx(0, abs=1e-5)
+    assert y.std().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_batchnorm_stands_between_convolution_and_relu():
+    model = get_model()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    normed = with_batchnorm(model)
+    for layer in normed[:4]:
+        conv, bn, act = layer
+        assert (type(conv), type(bn), type(act)) == (nn.Conv2d, nn.BatchNorm2d, nn.ReLU)
+        assert conv.bias is None and bn.num_features == conv.out_channels
+    assert isinstance(normed[4], nn.Conv2d) and normed[4].bias is not None
+    assert before.keys() == model.state_dict().keys(), "the model itself stays as it is"
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    x = torch.randn(64, 1, 28, 28)
+    out = normed[0][1](normed[0][0](x))
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+
+
+def windows(im, shift):
+    "All that may become of an image: [2*(2*shift+1)**2,C,H,W]."
+    h, w = im.shape[-2:]
+    out = []
+    for a in (im, im.flip(-1)):
+        wide = F.pad(a, (shift, shift, shift, shift))
+        places = range(2 * shift + 1)
+        out += [wide[:, r : r + h, c : c + w] for r in places for c in places]
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(40, 1, 6, 5), (40, 3, 4, 4)])
+def test_each_image_is_mirrored_and_moved_by_its_own_choice(shift, shape):
+    x = torch.rand(shape)
+    y = FlipShift(shift)(x)
+    assert y.shape == x.shape
+    choices = []
+    for a, b in zip(x, y, strict=True):
+        same = (windows(a, shift) == b).flatten(1).all(1)
+        assert same.any(), "none of the windows"
+        choices.append(same.nonzero()[0].item())
+    assert len(set(choices)) >= min(2 * (2 * shift + 1) ** 2, 12) - 2, "the same choice for many"
+
+
+def test_it_is_seeded_and_rests_in_evaluation():
+    x, layer = torch.rand(20, 1, 8, 8), FlipShift(2)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append(layer(x))
+    assert torch.equal(*draws) and not torch.equal(layer(x), draws[0])
+    assert layer.eval()(x) is x
+
+
+def test_what_was_measured_is_what_the_script_runs():
+    text = (root / "benchmarks" / "better.py").read_text()
+    table = text[text.index("changes = {") : text.index("def split")]
+    names = set(re.findall(r'^    "(.+?)": \(', table, re.M))
+    rows = [
+        json.loads(line) for line in (root / "benchmarks" / "better.jsonl").read_text().splitlines()
+    ]
+    seeds = {name: {r["seed"] for r in rows if r["change"] == name} for name in names}
+    assert len(names) > 10 and all(len(s) >= 5 for s in seeds.values())
+    assert {r["change"] for r in rows} == names
+
+
+@given(
+    ni=st.integers(1, 5),
+    nf=st.integers(1, 5),
+    ks=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 3),
+    act=st.booleans(),
+    size=st.integers(3, 9),
+)
+def test_separable_stands_where_a_conv_stands(ni, nf, ks, stride, act, size):
+    "The same shapes, and the function of the full kernel that is made of its two layers."
+    x = torch.randn(2, ni, size, size + 1)
+    model = separable(ni, nf, ks, stride, act)
+    around, across = model[0], model[1]
+    weight = across.weight * around.weight.permute(1, 0, 2, 3)
+    want = F.conv2d(x, weight, across.bias, stride, ks // 2)
+    torch.testing.assert_close(model(x), want.relu() if act else want, atol=1e-5, rtol=1e-4)
+    assert model(x).shape == conv(ni, nf, ks, stride, act)(x).shape
+    assert isinstance(model[-1], nn.ReLU) == act
+    assert sum(p.numel() for p in model.parameters()) == ni * ks**2 + ni * nf + nf
+
+
+@pytest.mark.parametrize("ks", [2, 4])
+def test_separable_of_an_even_kernel(ks):
+    with pytest.raises(ValueError, match=f"ks={ks} is even"):
+        separable(1, 1, ks)
+
+
+def test_residual_adds_what_came_in():
+    x = torch.randn(2, 3, 5, 4)
+    layer = Residual(nn.Conv2d(3, 3, 1), nn.ReLU())
+    torch.testing.assert_close(layer(x), x + layer[1](layer[0](x)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 7)])
+def test_pooled_head(size):
+    head, x = pooled_head(5, 3), torch.randn(2, 5, *size)
+    torch.testing.assert_close(head(x), head[-1](x.mean((2, 3))))
+
+
+def test_batchnorm_also_within_residual_blocks():
+    model = residual_net(4, (6, 2))
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(convs) == 1 + 2 * 3 and len(norms) == 1 + 3 and all(c.bias is None for c in convs)
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+def right(images, labels):
+    model = get_best_model().eval()
+    with torch.no_grad():
+        preds = [model(x[:, None] / 255).argmax(1) for x in images.split(1000)]
+    return (torch.cat(preds) == labels).float().mean().item()
+
+
+def stated():
+    path = Path(slowconv.__file__).with_name("best.safetensors")
+    assert path.stat().st_size < 100_000
+    with safe_open(path, "pt") as file:
+        return float(file.metadata()["test accuracy"])
+
+
+def test_the_weights_that_come_along_give_the_stated_accuracy():
+    if find_source("fashion_mnist") == "sample":
+        pytest.skip("needs the whole test set")
+    assert right(*load_images("fashion_mnist", "test")) == pytest.approx(stated(), abs=2e-4)
+
+
+def test_and_about_the_same_on_the_sample():
+    assert right(*load_images("fashion_mnist", "test", "sample")) == pytest.approx(
+        stated(), abs=0.03
+    )
+
+
+def test_the_best_network_is_small_and_new_ones_are_new():
+    new = [get_best_model(trained=False) for _ in range(2)]
+    sizes = {sum(p.numel() for p in m.parameters()) for m in (*new, get_best_model())}
+    assert len(sizes) == 1 and sizes.pop() <= sum(p.numel() for p in get_model().parameters())
+    assert not torch.equal(next(new[0].parameters()), next(new[1].parameters()))
+
+
+def test_what_is_stated_is_what_was_measured():
+    rows = [json.loads(r) for r in (root / "benchmarks" / "best.jsonl").read_text().splitlines()]
+    tested = {r["seed"]: r["accuracy"] for r in rows if r["step"] == "test"}
+    assert sorted(tested) == [0, 1, 2, 3, 4] and tested[0] == pytest.approx(stated(), abs=1e-4)
+    assert sum(tested.values()) / 5 > 0.9
