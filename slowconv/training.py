@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['accuracy', 'train_epoch', 'evaluate', 'predict', 'History', 'FitResult', 'fit']
 
-# %% ../nbs/04_training.ipynb #95f8faa4
+# %% ../nbs/04_training.ipynb #5dc32d5d
 import math
 import time
 from collections import namedtuple
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from .checkpoint import load_checkpoint, save_checkpoint
 from .convs import to_device
 
 # %% ../nbs/04_training.ipynb #48f94db7
@@ -132,7 +133,7 @@ class FitResult(namedtuple("FitResult", "loss accuracy")):
         self.history = History(history)
         return self
 
-# %% ../nbs/04_training.ipynb #2196943c
+# %% ../nbs/04_training.ipynb #50c91f1b
 def fit(
     epochs,  # how often to go through the training images; 0 only evaluates
     model,  # `nn.Module`, on the device to train on
@@ -143,16 +144,22 @@ def fit(
     tqdm_=False,  # show a progress bar?
     *,
     sched=None,  # `torch.optim.lr_scheduler` of `opt`, counted in batches: one step for each
+    checkpoint=None,  # file to save to after each epoch, and to go on from if it is there
 ):  # `FitResult`, the tuple (validation loss, validation accuracy), with `.history`
     "Train. ValueError for negative `epochs`, FloatingPointError for a loss that is no number."
     if epochs < 0:
         raise ValueError(f"fit: epochs={epochs}; expected 0 (evaluate only) or more")
-    history = History()
+    run = (model, opt, sched, (train_dl, valid_dl))
+    history = History(load_checkpoint(checkpoint, epochs, *run) if checkpoint else ())
     if epochs == 0:
         return FitResult(*evaluate(model, loss_func, valid_dl), history)
-    loss = acc = math.nan
+    if history:
+        print(f"{checkpoint} has {len(history)} of {epochs} epochs")
+    loss, acc = (
+        (history[-1][k] for k in ("validation loss", "accuracy")) if history else (math.nan,) * 2
+    )
     try:
-        for epoch in range(epochs):
+        for epoch in range(len(history), epochs):
             start = time.perf_counter()
             bar = tqdm(train_dl, f"epoch {epoch}", leave=False, disable=not tqdm_)
             train_loss = train_epoch(model, loss_func, opt, bar, sched)
@@ -174,6 +181,8 @@ def fit(
                     "seconds": seconds,
                 }
             )
+            if checkpoint:
+                save_checkpoint(checkpoint, history, *run)
     except KeyboardInterrupt:
         print(f"interrupted in {epoch=}: the model keeps its weights, .history the epochs before")
     return FitResult(loss, acc, history)
