@@ -6,7 +6,7 @@
 __all__ = ['pack', 'unpack', 'write_whole', 'write_state', 'read_state', 'random_state', 'set_random_state', 'describe',
            'check_same', 'save_checkpoint', 'load_checkpoint']
 
-# %% ../nbs/98_checkpoint.ipynb #fec89d80
+# %% ../nbs/98_checkpoint.ipynb #6b844c95
 import hashlib
 import json
 import os
@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+
+from .processes import from_all, from_first, generators, plain, rank
 
 # %% ../nbs/98_checkpoint.ipynb #5c613706
 def pack(
@@ -134,7 +136,7 @@ def read_state(
         raise ValueError(f"{path}: damaged, its contents are not what was written")
     return unpack(json.loads(meta["state"]), tensors)
 
-# %% ../nbs/98_checkpoint.ipynb #4930a08a
+# %% ../nbs/98_checkpoint.ipynb #3907e4a1
 def random_state(
     device,  # of the model
     dls,  # the loaders, whose own generators are among them
@@ -146,7 +148,7 @@ def random_state(
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), *rest),
         "device": _on_device(device).get_rng_state() if _on_device(device) else None,
-        "loaders": [g.get_state() for g in _generators(dls)],
+        "loaders": [g.get_state() for g in generators(dls)],
     }
 
 
@@ -162,25 +164,12 @@ def set_random_state(
     np.random.set_state((kind, np.array(keys, np.uint32), *rest))  # noqa: NPY002
     if _on_device(device) and state["device"] is not None:
         _on_device(device).set_rng_state(state["device"])
-    for g, at in zip(_generators(dls), state["loaders"], strict=True):
+    for g, at in zip(generators(dls), state["loaders"], strict=True):
         g.set_state(at)
 
 
 def _on_device(device):
     return {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
-
-
-def _generators(dls):
-    "The loaders' own generators, each once: of a loader, of its sampler, and of the sampler in that."
-    found = []
-    for part in dls:
-        while part is not None:
-            g = getattr(part, "generator", None)
-            if isinstance(g, torch.Generator) and not any(g is f for f in found):
-                found.append(g)
-            inner = getattr(part, "batch_sampler", None)
-            part = inner if inner is not None else getattr(part, "sampler", None)
-    return found
 
 # %% ../nbs/98_checkpoint.ipynb #773e4b80
 def describe(
@@ -227,7 +216,7 @@ def check_same(
                     "to begin a new run, name another file"
                 )
 
-# %% ../nbs/98_checkpoint.ipynb #a4cb2d49
+# %% ../nbs/98_checkpoint.ipynb #ebc2cbb7
 def save_checkpoint(
     path,  # of the file
     history,  # a record per epoch
@@ -237,7 +226,8 @@ def save_checkpoint(
     dls,  # the loaders
 ):
     "Write all that a run needs to go on. OSError if that fails; the file before it is whole then."
-    write_state(path, _state(history, model, opt, sched, dls))
+    state = _state(history, plain(model), opt, sched, dls)
+    from_first(lambda: write_state(path, state))
 
 
 def _state(history, model, opt, sched, dls):
@@ -247,7 +237,7 @@ def _state(history, model, opt, sched, dls):
         "model": model.state_dict(),
         "opt": opt.state_dict(),
         "sched": sched.state_dict() if sched else None,
-        "random": random_state(_device(model), dls),
+        "random": from_all(random_state(_device(model), dls)),  # each process has its own
     }
 
 
@@ -260,7 +250,31 @@ def load_checkpoint(
     dls,  # the loaders
 ):  # the history so far, a list; empty where there is no file yet
     "Put a run back to where it was. ValueError for a file that does not go with it, which is left as it is."
-    path = Path(path)
+    model, state = plain(model), from_first(lambda: _find(Path(path)))
+    if state is None:
+        pack(
+            _state([], model, opt, sched, dls), "", {}
+        )  # what cannot be saved shows now, not after an epoch
+        return []
+    check_same(path, state["of"], describe(model, opt, sched))
+    if len(state["history"]) > epochs:
+        raise ValueError(
+            f"{path}: this run has come to {len(state['history'])} epochs already, {epochs=} were asked for; "
+            "to begin a new run, name another file"
+        )
+    if len(state["random"]) != len(from_all(None)):
+        raise ValueError(
+            f"{path}: a run of {len(state['random'])} processes; start as many to go on"
+        )
+    model.load_state_dict(state["model"])
+    opt.load_state_dict(state["opt"])
+    if sched:
+        sched.load_state_dict(state["sched"])
+    set_random_state(state["random"][rank()], _device(model), dls)
+    return state["history"]
+
+
+def _find(path):
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"checkpoint={str(path)!r}: there is no folder {str(path.parent)!r}"
@@ -269,24 +283,7 @@ def load_checkpoint(
         raise IsADirectoryError(
             f"checkpoint={str(path)!r} is a folder; expected the name of a file"
         )
-    if not path.exists():
-        pack(
-            _state([], model, opt, sched, dls), "", {}
-        )  # what cannot be saved shows now, not after an epoch
-        return []
-    state = read_state(path)
-    check_same(path, state["of"], describe(model, opt, sched))
-    if len(state["history"]) > epochs:
-        raise ValueError(
-            f"{path}: this run has come to {len(state['history'])} epochs already, {epochs=} were asked for; "
-            "to begin a new run, name another file"
-        )
-    model.load_state_dict(state["model"])
-    opt.load_state_dict(state["opt"])
-    if sched:
-        sched.load_state_dict(state["sched"])
-    set_random_state(state["random"], _device(model), dls)
-    return state["history"]
+    return read_state(path) if path.exists() else None
 
 
 def _device(model):
