@@ -160,6 +160,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'slowconv.processes._Turns.__init__': ('processes.html#_turns.__init__', 'slowconv/processes.py'),
                                     'slowconv.processes._Turns.__iter__': ('processes.html#_turns.__iter__', 'slowconv/processes.py'),
                                     'slowconv.processes._begin_alike': ('processes.html#_begin_alike', 'slowconv/processes.py'),
+                                    'slowconv.processes._has_indices': ('processes.html#_has_indices', 'slowconv/processes.py'),
                                     'slowconv.processes._in_parallel': ('processes.html#_in_parallel', 'slowconv/processes.py'),
                                     'slowconv.processes._noted': ('processes.html#_noted', 'slowconv/processes.py'),
                                     'slowconv.processes._precision': ('processes.html#_precision', 'slowconv/processes.py'),

@@ -6,7 +6,7 @@
 __all__ = ['Run', 'n_processes', 'rank', 'from_first', 'from_all', 'turns', 'generators', 'Share', 'add_up', 'Steps', 'weighted',
            'plain', 'together']
 
-# %% ../nbs/97_processes.ipynb #cd5c6a0f
+# %% ../nbs/97_processes.ipynb #98b436b4
 import os
 import random
 import signal
@@ -18,7 +18,7 @@ from itertools import chain, islice
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 # %% ../nbs/97_processes.ipynb #caf7ee61
 def n_processes():  # int
@@ -104,7 +104,7 @@ def _begin_alike(batches):
         random.setstate(before[1])
     return chain(first, batches)
 
-# %% ../nbs/97_processes.ipynb #b80e3100
+# %% ../nbs/97_processes.ipynb #aca0cd7e
 class _Turns:
     "In the place of a loader's batch sampler: the indices of this process's batches."
 
@@ -129,7 +129,7 @@ class Share:
     ):
         self.whole, self.group, self.stop = _unprepared(dl), group, stop or threading.Event()
         self.dl = self.turns = None
-        if isinstance(self.whole, DataLoader) and self.whole.batch_sampler is not None:
+        if _has_indices(self.whole):
             self.turns = _Turns(self.whole.batch_sampler)
             kwargs = {k: getattr(self.whole, k) for k in _loader_args}
             self.dl = DataLoader(self.whole.dataset, batch_sampler=self.turns, **kwargs)
@@ -159,6 +159,11 @@ class Share:
         return sums
 
 
+def _has_indices(dl):
+    whole = isinstance(dl, DataLoader) and not isinstance(dl.dataset, IterableDataset)
+    return whole and dl.batch_sampler is not None
+
+
 _loader_args = (
     "num_workers collate_fn pin_memory timeout worker_init_fn multiprocessing_context generator "
     "prefetch_factor persistent_workers"
@@ -169,7 +174,14 @@ def _unprepared(dl):
     "A loader as it was before Accelerate, which fills the last batches up with images seen before."
     if not hasattr(dl, "base_dataloader"):
         return dl
-    dl = dl.base_dataloader
+    dispatches, dl = (
+        hasattr(dl, "split_batches"),
+        dl.base_dataloader,
+    )  # the first process reads for all
+    if isinstance(dl.dataset, IterableDataset) and not dispatches:
+        raise ValueError(
+            "fit: a stream that Accelerate has cut up; expected the loader that was not prepared"
+        )
     sampler = dl.batch_sampler
     if hasattr(sampler, "even_batches"):
         if sampler.split_batches:

@@ -44,10 +44,7 @@ def by(n, f, *args):
     "What `f` returns in each of `n` processes; started as torchrun does, but forked, which takes no second."
     context = multiprocessing.get_context("fork")
     queue, port = context.Queue(), free_port()
-    group = [
-        context.Process(target=member, args=(i, n, port, f, args, queue))
-        for i in range(n)
-    ]
+    group = [context.Process(target=member, args=(i, n, port, f, args, queue)) for i in range(n)]
     for process in group:
         process.start()
     try:
@@ -409,7 +406,14 @@ notebook = (
     script + "from accelerate import notebook_launcher\nnotebook_launcher(main, num_processes=2)\n"
 )
 torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+accelerate = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+]
 
 
 @pytest.mark.parametrize(
