@@ -104,7 +104,7 @@ def _begin_alike(batches):
         random.setstate(before[1])
     return chain(first, batches)
 
-# %% ../nbs/97_processes.ipynb #aca0cd7e
+# %% ../nbs/97_processes.ipynb #e1717aed
 class _Turns:
     "In the place of a loader's batch sampler: the indices of this process's batches."
 
@@ -180,7 +180,7 @@ def _unprepared(dl):
     )  # the first process reads for all
     if isinstance(dl.dataset, IterableDataset) and not dispatches:
         raise ValueError(
-            "fit: a stream that Accelerate has cut up; expected the loader that was not prepared"
+            "fit: a stream that Accelerate has cut up; expected its loader as it was before"
         )
     sampler = dl.batch_sampler
     if hasattr(sampler, "even_batches"):

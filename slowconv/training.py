@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['accuracy', 'train_epoch', 'evaluate', 'predict', 'History', 'FitResult', 'fit']
 
-# %% ../nbs/04_training.ipynb #9d0608c6
+# %% ../nbs/04_training.ipynb #16196948
 import math
 import time
 from collections import namedtuple
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -136,7 +137,7 @@ class FitResult(namedtuple("FitResult", "loss accuracy")):
         self.history = History(history)
         return self
 
-# %% ../nbs/04_training.ipynb #05244302
+# %% ../nbs/04_training.ipynb #eac65015
 def fit(
     epochs,  # how often to go through the training images; 0 only evaluates
     model,  # `nn.Module`, on the device to train on
@@ -157,7 +158,7 @@ def fit(
     with together(given, loss_func, opt, sched, train_dl, valid_dl) as run:
         history = History(load_checkpoint(checkpoint, epochs, *whole) if checkpoint else ())
         if history and rank() == 0:
-            print(f"{checkpoint} has {len(history)} of {epochs} epochs")
+            print(f"{Path(checkpoint).name} has {len(history)} of {epochs} epochs")
         if epochs == 0:
             return FitResult(*evaluate(model, loss_func, run.valid_dl))
         loss, acc = _last(history)

@@ -221,6 +221,27 @@ def test_split_batches_are_refused():
     by(2, split_batches)
 
 
+def prepared_stream(dispatch):
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+
+    torch.manual_seed(0)
+    config = DataLoaderConfiguration(dispatch_batches=dispatch)
+    dl = Accelerator(cpu=True, dataloader_config=config).prepare(DataLoader(Stream(images(41)), 8))
+    if not dispatch:
+        with pytest.raises(ValueError, match="a stream that Accelerate has cut up"):
+            Share(dl)
+        return []
+    return [i for _, _, idxs in Share(dl) for i in idxs.tolist()]
+
+
+@pytest.mark.parametrize("dispatch", [True, False])
+def test_a_prepared_stream(dispatch):
+    pytest.importorskip("accelerate")
+    a, b = by(2, prepared_stream, dispatch)
+    assert sorted(a + b) == (list(range(41)) if dispatch else [])
+
+
 def unseeded(n):
     torch.manual_seed(100 + int(os.environ["RANK"]))
     model = network()
@@ -241,7 +262,6 @@ def test_processes_that_begin_with_other_random_numbers():
 
 
 def test_batch_norm_counts_the_same_in_all():
-    a, b = by(2, train, 41, 8, 13, "loader", 2, None, False)
     a, b = by(2, train_bn)
     assert a == b
 
