@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from slowconv.convs import get_model
 from slowconv.processes import Share, turns
 from slowconv.training import evaluate, fit
 
@@ -164,6 +165,23 @@ def test_the_losses_of_one_process(processes, n, bs):
     "Whatever the last batch: also where a process has none."
     one = train(n, bs * processes, n_valid=n)
     same_run(by(processes, train, n, bs, n), one)
+
+
+def lesson(bs):
+    "The lesson's network in double precision: in single, rounding alone takes two long runs apart."
+    torch.manual_seed(42)
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.rand(300, 1, 28, 28, generator=g).double(), torch.arange(300) % 10
+    ds, model = TensorDataset(x, y), get_model().cpu().double()
+    opt = optim.SGD(model.parameters(), lr=0.1)
+    dls = DataLoader(ds, bs, shuffle=True), DataLoader(ds, bs)
+    return [r["training loss"] for r in fit(4, model, F.cross_entropy, opt, *dls).history]
+
+
+def test_nothing_but_rounding_differs():
+    want = lesson(64)
+    for got in by(2, lesson, 32):
+        assert got == pytest.approx(want, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["workers", "list", "stream"])
