@@ -20,7 +20,9 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={
-        extra: cfg[f"{extra}_requirements"].split() for extra in ("lab", "dev", "docs")
+        name.removesuffix("_requirements"): value.split()
+        for name, value in cfg.items()
+        if name.endswith("_requirements")
     },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),

@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['accuracy', 'train_epoch', 'evaluate', 'predict', 'History', 'FitResult', 'fit']
 
-# %% ../nbs/04_training.ipynb #95f8faa4
+# %% ../nbs/04_training.ipynb #16196948
 import math
 import time
 from collections import namedtuple
+from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from .checkpoint import load_checkpoint, save_checkpoint
 from .convs import to_device
+from .processes import add_up, plain, rank, together
 
 # %% ../nbs/04_training.ipynb #48f94db7
 def accuracy(
@@ -31,7 +34,7 @@ def accuracy(
     y, y_pred = (t.argmax(1) if t.ndim == 2 else t for t in (y, y_pred))
     return (y == y_pred).float().mean()
 
-# %% ../nbs/04_training.ipynb #3ad36c6d
+# %% ../nbs/04_training.ipynb #ec0916a6
 def train_epoch(
     model,  # on whichever device its parameters are; batches are moved there
     loss_func,  # (predictions, yb) -> mean loss of the batch
@@ -51,7 +54,7 @@ def train_epoch(
         if sched:
             sched.step()
         total, n = total + loss.detach() * len(yb), n + len(yb)
-    return _per_image(total, n)
+    return _per_image(*add_up(dl, total, n))
 
 
 @torch.no_grad()
@@ -68,6 +71,7 @@ def evaluate(
         pred = predict(model, xb)
         total, n = total + loss_func(pred, yb) * len(yb), n + len(yb)
         right = right + accuracy(yb, pred) * len(yb)
+    total, right, n = add_up(dl, total, right, n)
     return _per_image(total, n), _per_image(right, n)
 
 
@@ -76,12 +80,13 @@ def _per_image(total, n):
         raise ValueError("the loader gave no images, so there is no mean over them")
     return float(total) / n
 
-# %% ../nbs/04_training.ipynb #7c877c45
+# %% ../nbs/04_training.ipynb #46372ecc
 def predict(
     model,  # a module
     xb,  # batch [N,C,H,W]
 ):  # `model(xb)`
     "The model's outputs. ValueError if its first convolution wants another number of channels."
+    torch.clear_autocast_cache()  # inside `torch.autocast`: copies of weights that have changed since
     try:
         return model(xb)
     except RuntimeError as e:
@@ -132,7 +137,7 @@ class FitResult(namedtuple("FitResult", "loss accuracy")):
         self.history = History(history)
         return self
 
-# %% ../nbs/04_training.ipynb #2196943c
+# %% ../nbs/04_training.ipynb #eac65015
 def fit(
     epochs,  # how often to go through the training images; 0 only evaluates
     model,  # `nn.Module`, on the device to train on
@@ -143,37 +148,57 @@ def fit(
     tqdm_=False,  # show a progress bar?
     *,
     sched=None,  # `torch.optim.lr_scheduler` of `opt`, counted in batches: one step for each
+    checkpoint=None,  # file to save to after each epoch, and to go on from if it is there
 ):  # `FitResult`, the tuple (validation loss, validation accuracy), with `.history`
     "Train. ValueError for negative `epochs`, FloatingPointError for a loss that is no number."
     if epochs < 0:
         raise ValueError(f"fit: epochs={epochs}; expected 0 (evaluate only) or more")
-    history = History()
-    if epochs == 0:
-        return FitResult(*evaluate(model, loss_func, valid_dl), history)
-    loss = acc = math.nan
-    try:
-        for epoch in range(epochs):
-            start = time.perf_counter()
-            bar = tqdm(train_dl, f"epoch {epoch}", leave=False, disable=not tqdm_)
-            train_loss = train_epoch(model, loss_func, opt, bar, sched)
-            loss, acc = evaluate(model, loss_func, valid_dl)
-            if not math.isfinite(train_loss + loss):
-                lr = opt.param_groups[0]["lr"]
-                raise FloatingPointError(
-                    f"fit: the loss is {train_loss} in training and {loss} in validation in epoch "
-                    f"{epoch}, at lr={lr:g}: try a lower one, on a model with new weights"
+    model, given = plain(model), model
+    whole = (model, opt, sched, (train_dl, valid_dl))
+    with together(given, loss_func, opt, sched, train_dl, valid_dl) as run:
+        history = History(load_checkpoint(checkpoint, epochs, *whole) if checkpoint else ())
+        if history and rank() == 0:
+            print(f"{Path(checkpoint).name} has {len(history)} of {epochs} epochs")
+        if epochs == 0:
+            return FitResult(*evaluate(model, loss_func, run.valid_dl))
+        loss, acc = _last(history)
+        try:
+            for epoch in range(len(history), epochs):
+                start = time.perf_counter()
+                hidden = not tqdm_ or rank() > 0
+                bar = tqdm(run.train_dl, f"epoch {epoch}", leave=False, disable=hidden)
+                train_loss = train_epoch(run.model, run.loss_func, opt, bar, run.sched)
+                loss, acc = evaluate(model, loss_func, run.valid_dl)
+                if not math.isfinite(train_loss + loss):
+                    lr = opt.param_groups[0]["lr"]
+                    raise FloatingPointError(
+                        f"fit: the loss is {train_loss} in training and {loss} in validation in epoch "
+                        f"{epoch}, at lr={lr:g}: try a lower one, on a model with new weights"
+                    )
+                if rank() == 0:
+                    print(f"{epoch=}, validation loss={loss:.3f}, validation accuracy={acc:.2f}")
+                history.append(
+                    {
+                        "epoch": epoch,
+                        "training loss": train_loss,
+                        "validation loss": loss,
+                        "accuracy": acc,
+                        "seconds": time.perf_counter() - start,
+                    }
                 )
-            print(f"{epoch=}, validation loss={loss:.3f}, validation accuracy={acc:.2f}")
-            seconds = time.perf_counter() - start
-            history.append(
-                {
-                    "epoch": epoch,
-                    "training loss": train_loss,
-                    "validation loss": loss,
-                    "accuracy": acc,
-                    "seconds": seconds,
-                }
-            )
-    except KeyboardInterrupt:
-        print(f"interrupted in {epoch=}: the model keeps its weights, .history the epochs before")
+                if checkpoint:
+                    save_checkpoint(checkpoint, history, *whole)
+        except KeyboardInterrupt:
+            if rank() == 0:
+                print(
+                    f"interrupted in {epoch=}: the model keeps its weights, .history the epochs before"
+                )
     return FitResult(loss, acc, history)
+
+
+def _last(history):
+    return (
+        (history[-1]["validation loss"], history[-1]["accuracy"])
+        if history
+        else (math.nan, math.nan)
+    )
