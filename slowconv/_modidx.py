@@ -113,6 +113,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'slowconv.fast.spread': ('fast.html#spread', 'slowconv/fast.py'),
                                'slowconv.fast.store': ('fast.html#store', 'slowconv/fast.py'),
                                'slowconv.fast.taps': ('fast.html#taps', 'slowconv/fast.py'),
+                               'slowconv.fast.total': ('fast.html#total', 'slowconv/fast.py'),
                                'slowconv.fast.turn': ('fast.html#turn', 'slowconv/fast.py'),
                                'slowconv.fast.zeros': ('fast.html#zeros', 'slowconv/fast.py')},
             'slowconv.inside': { 'slowconv.inside._find': ('inside.html#_find', 'slowconv/inside.py'),
