@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LANES', 'IMAGES', 'ONE', 'FOUR', 'SIXTEEN', 'REGISTER', 'FULL', 'compiled', 'inlined', 'FORWARD', 'BACKWARD', 'Tile',
            'load', 'spread', 'store', 'zeros', 'fma', 'add', 'gate', 'add_sums', 'turn', 'enter', 'leave', 'taps',
-           'pixel', 'slide', 'span', 'connect', 'learn', 'forward', 'backward', 'total', 'on_threads', 'FastNet']
+           'pixel', 'slide', 'span', 'connect', 'learn', 'forward', 'backward', 'reorder', 'on_threads', 'FastNet']
 
 # %% ../nbs/07_fast.ipynb #1edd053e
 try:
@@ -27,10 +27,10 @@ from llvmlite import binding, ir
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-# %% ../nbs/07_fast.ipynb #cf24e067
+# %% ../nbs/07_fast.ipynb #31b1ccc6
 # how many float32 there are in a vector register, on processors with AVX-512 and on others
 LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
-IMAGES = int(os.environ.get("X", 2)) * LANES
+IMAGES = 2 * LANES
 
 # %% ../nbs/07_fast.ipynb #0d2041b7
 class Tile(types.Type):
@@ -265,14 +265,12 @@ def taps(r, size, ks, stride, pad, back):
     skip = max(0, -row)  # kernel rows above the image
     return skip, row + skip, min(ks, size - row) - skip
 
-# %% ../nbs/07_fast.ipynb #0e5d3ac4
+# %% ../nbs/07_fast.ipynb #c2779f68
 FORWARD, BACKWARD = (0,), (0, 0)  # again two lengths: each direction is compiled on its own
 
 
 @inlined
-def pixel(
-    way, rows, target, t, tstep, source, s, steps, weight, v, wsteps, extra, relu, j, n, nr, nc
-):
+def pixel(way, rows, target, t, source, s, steps, w, v, wsteps, extra, j, relu, n, nr, nc):
     "One pixel of as many channels as `rows` is long: a sum over source channels and taps."
     if len(way) == 1:
         acc = spread(extra, j, 1, rows, FULL)
@@ -283,17 +281,17 @@ def pixel(
             at = s + i * steps[0] + r * steps[1]
             k = v + i * wsteps[0] + r * wsteps[2]
             for _ in range(nc):
-                w = spread(weight, k, wsteps[1], rows, FULL)
-                acc = fma(acc, w, load(source, at, 0, ONE, FULL))
+                ws = spread(w, k, wsteps[1], rows, FULL)
+                acc = fma(acc, ws, load(source, at, 0, ONE, FULL))
                 at += steps[2]
                 k += wsteps[3]
     if relu:
-        acc = gate(acc, acc if len(way) == 1 else load(extra, t, tstep, rows, FULL))
-    store(target, t, tstep, acc)
+        acc = gate(acc, acc if len(way) == 1 else load(extra, t, steps[3], rows, FULL))
+    store(target, t, steps[3], acc)
 
 
 @compiled
-def slide(way, target, source, weight, extra, relu, layer):
+def slide(way, target, source, w, extra, relu, layer):
     "FORWARD: a layer's outputs from its inputs. BACKWARD: its inputs' gradient from its outputs'."
     ni, hi, wi, nf, ho, wo, kh, kw, stride_h, stride_w, pad_h, pad_w = layer[:12]
     back = len(way) == 2
@@ -304,31 +302,30 @@ def slide(way, target, source, weight, extra, relu, layer):
         rows, cols, srows, scols, n, channels = ho, wo, hi, wi, ni, nf
         wsteps = kh * kw, ni * kh * kw, kw, 1
     sign = -1 if back else 1
-    steps = srows * scols * IMAGES, sign * scols * IMAGES, sign * IMAGES
-    tstep = rows * cols * IMAGES
+    size, tsize = srows * scols * IMAGES, rows * cols * IMAGES  # of one channel
+    steps = size, sign * scols * IMAGES, sign * IMAGES, tsize
     for r in range(rows):
         k, sr, nr = taps(r, srows, kh, stride_h, pad_h, back)
         for c in range(cols):
             m, sc, nc = taps(c, scols, kw, stride_w, pad_w, back)
             s, v, j = (sr * scols + sc) * IMAGES, k * kw + m, 0
             while j < channels:
-                t, q = (r * cols + c) * IMAGES + j * tstep, v + j * wsteps[1]
+                t, q = (r * cols + c) * IMAGES + j * tsize, v + j * wsteps[1]
                 if j + 4 <= channels:
                     pixel(
                         way,
                         FOUR,
                         target,
                         t,
-                        tstep,
                         source,
                         s,
                         steps,
-                        weight,
+                        w,
                         q,
                         wsteps,
                         extra,
-                        relu,
                         j,
+                        relu,
                         n,
                         nr,
                         nc,
@@ -340,16 +337,15 @@ def slide(way, target, source, weight, extra, relu, layer):
                         ONE,
                         target,
                         t,
-                        tstep,
                         source,
                         s,
                         steps,
-                        weight,
+                        w,
                         q,
                         wsteps,
                         extra,
-                        relu,
                         j,
+                        relu,
                         n,
                         nr,
                         nc,
@@ -412,7 +408,7 @@ def learn(gw, gb, gy, x, layer):
             acc = add(acc, load(gy, f * ysteps[0] + p * IMAGES, 0, ONE, FULL))
         add_sums(gb, f, 0, acc, ONE)
 
-# %% ../nbs/07_fast.ipynb #0c994972
+# %% ../nbs/07_fast.ipynb #c30c3430
 @compiled
 def forward(b, y, x, weights, maps, plan):
     "Block b of the images x [N,P] through all layers, to y [N,Q]; keeps all feature maps in `maps`."
@@ -448,17 +444,15 @@ def backward(b, gx, gy, weights, gweights, maps, plan):
 
 
 @compiled
-def total(grad, gweights, plan):
-    "The sum over all blocks' gradients [blocks,weights], each layer in PyTorch's order [nf,ni,kh,kw]."
+def reorder(grad, gweights, plan):
+    "A gradient as `learn` leaves it, each layer's [nf,kh,kw,ni], in PyTorch's order [nf,ni,kh,kw]."
     for layer in plan:
         ni, nf, taps, w, bias = layer[0], layer[3], layer[6] * layer[7], layer[13], layer[14]
         for f in range(nf):
-            for k in range(taps):
-                for j in range(ni):
-                    grad[w + (f * ni + j) * taps + k] = gweights[
-                        :, w + (f * taps + k) * ni + j
-                    ].sum()
-            grad[bias + f] = gweights[:, bias + f].sum()
+            for j in range(ni):
+                for k in range(taps):
+                    grad[w + (f * ni + j) * taps + k] = gweights[w + (f * taps + k) * ni + j]
+            grad[bias + f] = gweights[bias + f]
 
 # %% ../nbs/07_fast.ipynb #1b913aa8
 @cache
@@ -483,7 +477,7 @@ def on_threads(
     for other in others:
         other.result()
 
-# %% ../nbs/07_fast.ipynb #e3032b6a
+# %% ../nbs/07_fast.ipynb #d31b4e82
 class _Convs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weights, plan, shape):
@@ -509,10 +503,10 @@ class _Convs(torch.autograd.Function):
         arrays = [t.detach().numpy() for t in arrays]
         on_threads(lambda b: backward(b, *arrays, ctx.plan), len(maps))
         grad = torch.empty_like(weights)
-        total(grad.numpy(), gweights.numpy(), ctx.plan)
+        reorder(grad.numpy(), gweights.sum(0).numpy(), ctx.plan)
         return gx if ctx.needs_input_grad[0] else None, grad, None, None
 
-# %% ../nbs/07_fast.ipynb #98541882
+# %% ../nbs/07_fast.ipynb #10b94651
 def _flat(m):
     return [k for child in m for k in _flat(child)] if isinstance(m, nn.Sequential) else [m]
 
@@ -593,7 +587,7 @@ class FastNet(nn.Module):
         if x.ndim != 4 or x.dtype != self.weights.dtype or x.device.type != "cpu":
             kind = self.weights.dtype
             raise ValueError(
-                f"FastNet: {x.dtype} {list(x.shape)} on {x.device}; not {kind} [N,C,H,W], CPU"
+                f"FastNet: {x.dtype} {list(x.shape)} on {x.device}; expected {kind} [N,C,H,W] on the CPU"
             )
         size = tuple(x.shape[1:])
         if size not in self.plans:
