@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LANES', 'IMAGES', 'ONE', 'FOUR', 'SIXTEEN', 'REGISTER', 'FULL', 'compiled', 'inlined', 'FORWARD', 'BACKWARD', 'Tile',
            'load', 'spread', 'store', 'zeros', 'fma', 'add', 'gate', 'add_sums', 'turn', 'enter', 'leave', 'taps',
-           'pixel', 'slide', 'span', 'connect', 'learn', 'forward', 'backward', 'reorder', 'on_threads', 'FastNet']
+           'pixel', 'slide', 'span', 'connect', 'learn', 'forward', 'backward', 'reorder', 'on_threads', 'FastNet',
+           'peak', 'products']
 
 # %% ../nbs/07_fast.ipynb #1edd053e
 try:
@@ -16,8 +17,9 @@ except ImportError as e:
         "slowconv.fast is compiled by Numba, which is not installed: pip install 'slowconv[fast]'"
     ) from e
 
-# %% ../nbs/07_fast.ipynb #76d21f74
+# %% ../nbs/07_fast.ipynb #4f85f97a
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -506,7 +508,7 @@ class _Convs(torch.autograd.Function):
         reorder(grad.numpy(), gweights.sum(0).numpy(), ctx.plan)
         return gx if ctx.needs_input_grad[0] else None, grad, None, None
 
-# %% ../nbs/07_fast.ipynb #10b94651
+# %% ../nbs/07_fast.ipynb #5c1ebc53
 def _flat(m):
     return [k for child in m for k in _flat(child)] if isinstance(m, nn.Sequential) else [m]
 
@@ -514,7 +516,7 @@ def _flat(m):
 def _read(model):
     "The convolutions, each with whether a ReLU follows it, and whether a Flatten is at the end."
     mods, convs = _flat(model), []
-    flatten = isinstance(mods[-1], nn.Flatten)
+    flatten = bool(mods) and isinstance(mods[-1], nn.Flatten)
     for m in mods[:-1] if flatten else mods:
         if isinstance(m, nn.ReLU) and convs:
             convs[-1][1] = True
@@ -594,3 +596,38 @@ class FastNet(nn.Module):
             self.plans[size] = self.plan(size)
         y = _Convs.apply(x, self.weights, *self.plans[size])
         return y.flatten(1) if self.flatten else y
+
+# %% ../nbs/07_fast.ipynb #86bc6270
+@compiled
+def _burn(out, x, n):
+    acc = zeros(x, FOUR, FOUR, REGISTER)
+    xs, ys = load(x, 0, 0, FOUR, REGISTER), load(x, LANES, 0, FOUR, REGISTER)
+    for _ in range(n):
+        acc = fma(acc, xs, ys)
+    store(out, 0, LANES, acc)
+
+
+def peak(
+    n=1_000_000,  # how often each thread goes through its 16 rows
+):  # multiply-adds per second of float32, on as many threads as torch has; the best of five tries
+    "What the processor can do at most, measured: `fma` on numbers that stay in registers."
+    threads, seconds = torch.get_num_threads(), []
+    x, outs = np.ones(2 * LANES, np.float32), np.empty((threads, 16 * LANES), np.float32)
+    for tries in range(6):
+        begin = time.perf_counter()
+        on_threads(lambda b, n=n if tries else 1: _burn(outs[b], x, n), threads)
+        seconds.append(time.perf_counter() - begin)
+    return threads * n * 16 * LANES / min(seconds[1:])
+
+# %% ../nbs/07_fast.ipynb #0f46bdae
+def products(
+    plan,  # of a `FastNet`
+):  # list of ints, one for each layer
+    "Multiplications of one image on its way forward, those with padding left out."
+    counts = []
+    for layer in plan.tolist():
+        ni, hi, wi, nf, ho, wo, kh, kw, stride_h, stride_w, pad_h, pad_w = layer[:12]
+        rows = sum(max(0, taps(r, hi, kh, stride_h, pad_h, False)[2]) for r in range(ho))
+        cols = sum(max(0, taps(c, wi, kw, stride_w, pad_w, False)[2]) for c in range(wo))
+        counts.append(ni * nf * rows * cols)
+    return counts

@@ -44,9 +44,7 @@ def networks(draw):
         layers.append(nn.Conv2d(channels, nf, ks, stride, pad))
         if draw(st.booleans()):
             layers.append(nn.ReLU())
-        size = [
-            (n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, pad, ks, stride, strict=True)
-        ]
+        size = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, pad, ks, stride, strict=True)]
         channels = nf
     return nn.Sequential(*layers), shape
 
@@ -82,7 +80,12 @@ def near_zero(model, x):
 
 def test_gradcheck():
     torch.manual_seed(0)
-    layers = conv(2, 5, 3), conv(5, 4, 1, stride=1), nn.Conv2d(4, 3, (3, 1), (1, 3), (2, 0)), nn.Flatten()
+    layers = (
+        conv(2, 5, 3),
+        conv(5, 4, 1, stride=1),
+        nn.Conv2d(4, 3, (3, 1), (1, 3), (2, 0)),
+        nn.Flatten(),
+    )
     net = FastNet(nn.Sequential(*layers).double())
     x = torch.randn(3, 2, 7, 6, dtype=torch.float64, requires_grad=True)
 
@@ -124,7 +127,9 @@ def test_several_forwards_before_a_backward():
     for loss in losses:
         loss.backward()
     want = flat(p.grad for p in model.parameters())
-    torch.testing.assert_close(net.weights.grad / want.abs().max(), want / want.abs().max(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        net.weights.grad / want.abs().max(), want / want.abs().max(), rtol=0, atol=1e-5
+    )
 
 
 def test_what_is_no_number_is_seen():
@@ -156,7 +161,8 @@ def test_weights_go_in_and_come_back():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3), lambda p: optim.AdamW(p)]
+    "make",
+    [lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3), lambda p: optim.AdamW(p)],
 )
 def test_fit_gives_pytorch_s_losses_step_by_step(make):
     torch.manual_seed(0)

@@ -51,9 +51,7 @@ def test_star_import_of_a_module():
 
 
 def test_no_module_imports_from_one_below_it():
-    order = (
-        "show kernels explore animate convs cache sources loaders data training inside fast relatives"
-    )
+    order = "show kernels explore animate convs cache sources loaders data training inside fast relatives"
     order = [*order.split(), "command"]
     for i, module in enumerate(order):
         text = (root / "slowconv" / f"{module}.py").read_text()
