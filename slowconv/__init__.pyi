@@ -24,6 +24,7 @@ from .data import load_images as load_images
 from .data import mnist as mnist
 from .explore import ConvExplorer as ConvExplorer
 from .explore import usual_kernels as usual_kernels
+from .fast import FastNet as FastNet
 from .inside import ReceptiveField as ReceptiveField
 from .inside import layer_table as layer_table
 from .inside import receptive_field as receptive_field
