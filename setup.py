@@ -20,7 +20,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={
-        extra: cfg[f"{extra}_requirements"].split() for extra in ("lab", "dev", "docs")
+        extra: cfg[f"{extra}_requirements"].split() for extra in ("lab", "dev", "docs", "peers")
     },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
