@@ -58,8 +58,11 @@ def ready_batches(folder):
     "Two lists of batches (xb float32 [N,1,28,28] in [0,1], yb int64 [N]), the first of them in order."
     import torch
 
+    class Batches(list):
+        "Lightning would take a plain list for several loaders."
+
     def batches(x, y):
-        return list(zip((x[:, None].float() / 255).split(bs), y.split(bs), strict=True))
+        return Batches(zip((x[:, None].float() / 255).split(bs), y.split(bs), strict=True))
 
     (x, y), valid = torch.load(folder / "images.pt")
     order = in_order(len(x))
@@ -129,7 +132,10 @@ def from_keras(folder):
     import keras
     import numpy as np
 
-    splits = keras.datasets.fashion_mnist.load_data()  # from KERAS_HOME, where `prepare` put it
+    cache = Path(os.environ["KERAS_HOME"], "datasets")  # Keras reads the variable only once
+    cache.unlink(missing_ok=True)
+    cache.symlink_to(folder / "datasets")
+    splits = keras.datasets.fashion_mnist.load_data()
     return [(np.expand_dims(x.astype("float32") / 255, -1), y) for x, y in splits]
 
 
@@ -284,6 +290,7 @@ def by_skorch(model, train, valid, loss_func, plain):
     from skorch.helper import predefined_split
 
     as_is = {
+        "classes": list(range(10)),
         "dataset": lambda x, y: x,
         "iterator_train": lambda ds, **_: ds,
         "iterator_valid": lambda ds, **_: ds,
@@ -375,7 +382,7 @@ def prepare(folder, images):
     # one whole batch and one of the size of the last: a program compiled for a size is for that size
     few = [(x[: bs + len(x) % bs], y[: bs + len(y) % bs]) for x, y in full]
     for name, pair in (("full", full), ("few", few)):
-        raw, home = (folder / name / d for d in ("FashionMNIST/raw", "keras/datasets/fashion-mnist"))
+        raw, home = (folder / name / d for d in ("FashionMNIST/raw", "datasets/fashion-mnist"))
         raw.mkdir(parents=True)
         home.mkdir(parents=True)
         torch.save([(x.clone(), y.clone()) for x, y in pair], folder / name / "images.pt")
@@ -440,10 +447,8 @@ def measure(name, folder):
 
     for kind, feed in (("engine", ready_batches), ("documented", opened)):
         plain = kind == "engine"
-        os.environ["KERAS_HOME"] = str(folder / "few" / "keras")
         loss_func.losses, few = [], feed(folder / "few")
         _, setup = timed(trainer, start(), *few, loss_func, plain)
-        os.environ["KERAS_HOME"] = str(folder / "full" / "keras")
         (train, valid), opening = timed(feed, folder / "full")
         loss_func.losses, model = [], start()
         result, seconds = timed(trainer, model, train, valid, loss_func, plain)
@@ -487,6 +492,7 @@ def child(python, *args):  # what it found
         out = Path(cwd) / "found.json"
         count = str(threads)
         env = os.environ | {
+            "KERAS_HOME": f"{cwd}/keras",
             "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count,
             "KERAS_BACKEND": args[1].removeprefix("keras_") if "keras" in args[1] else "torch",
         }  # fmt: skip
