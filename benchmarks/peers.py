@@ -1,8 +1,8 @@
 """The lesson's CNN through slowconv's `fit` and through other trainers, side by side on the CPU.
 
     python benchmarks/peers.py                                   # five rounds, some 25 minutes
-    python benchmarks/peers.py --rounds 1 --images 6000          # a quick look, in two minutes
-    python benchmarks/peers.py --peers hand,fit,fit_bar --out x  # some of them, written elsewhere
+    python benchmarks/peers.py --rounds 1 --images 6000 --out x  # a quick look, written elsewhere
+    python benchmarks/peers.py --peers hand,fit,fit_bar --out x  # some of them
 
 The first run makes an environment of its own in benchmarks/.peers, from the extra `peers` of settings.ini;
 that needs a network. Prints its tables, and writes benchmarks/peers.json and, made of it, peers.md.
@@ -34,6 +34,7 @@ here = Path(__file__).parent
 bs, lr, threads = 256, 0.1, 2
 least_seconds = 5  # an epoch is repeated until it has taken as long, and its median counts
 same = 1e-5  # what losses may differ by where torch computes them
+loops = ("hand", "tutorial")  # these are no trainers: both are loops written by hand
 limit = 1.05  # for an epoch of `fit`, in units of the hand-written loop
 
 
@@ -640,7 +641,7 @@ def report(results):  # markdown
             ]
             cells += [f"{median(row[key]):.2f}" for key in more]
             lines.append(f"| {peers[name][0]} | {' | '.join(cells)} |")
-        others = [name for name in order if name not in ("hand", "fit", "fit_bar")]
+        others = [name for name in order if name not in (*loops, "fit", "fit_bar")]
         title = caption.split(":")[0].lower()
         for name in ("fit", "fit_bar"):
             if name in ratios:
@@ -653,7 +654,7 @@ def report(results):  # markdown
                 )
         if "fit" in ratios and others:
             pairs = zip(seconds["fit"][kind], seconds[others[0]][kind], strict=True)
-            what = f"slowconv `fit`, {title}, to the fastest of the others, {peers[others[0]][0]}"
+            what = f"slowconv `fit`, {title}, to the fastest other trainer, {peers[others[0]][0]}"
             limits.append((what, median(f / o for f, o in pairs), 1))
     lines += ["", "| ratio | measured | limit | kept |", "| --- | ---: | ---: | --- |"]
     for what, value, most in limits:
