@@ -593,6 +593,8 @@ def report(results):  # markdown
     train, valid = (f"{n:,}" for n in results["images"])
     worst = max(results["worst difference"].values())
     lines = [
+        "The same epoch through `fit` and through other trainers, measured by `python benchmarks/peers.py`:",
+        "",
         f"{m['cores']} cores ({m['cpu']}), {m['threads']} threads, no graphics card; Python {m['python']}, "
         f"{versions}; load average {results['load']:.1f} before the run.",
         "",

@@ -75,13 +75,11 @@ def test_ratios_are_taken_round_by_round_and_limits_are_kept_or_not(script, epoc
     assert text.index("| hand-written loop |") < text.index("| slowconv `fit` |")
 
 
-def test_the_tables_are_made_of_what_was_measured(script):
-    results = json.loads((root / "benchmarks" / "peers.json").read_text())
-    text = (root / "benchmarks" / "peers.md").read_text()
-    assert text == script["report"](results), "run python benchmarks/peers.py"
-
-
-@pytest.mark.parametrize("name", ["peers"])
-def test_readme_shows_the_tables_of_today(name):
-    text = (root / "benchmarks" / f"{name}.md").read_text().strip()
-    assert text in (root / "README.md").read_text(), "run make readme after nbs/index.ipynb"
+@pytest.mark.parametrize("path", sorted((root / "benchmarks").glob("*.json")), ids=lambda p: p.name)
+def test_what_was_measured_is_what_its_page_and_the_readme_say(path):
+    script = runpy.run_path(path.with_suffix(".py"))
+    text = path.with_suffix(".md").read_text()
+    assert text == script["report"](json.loads(path.read_text())), f"run benchmarks/{path.stem}.py"
+    assert text.strip() in (root / "README.md").read_text(), (
+        "run make bench, or its last three lines"
+    )
