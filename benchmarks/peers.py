@@ -561,7 +561,9 @@ def run(python, names, rounds, images):  # the results, as they are written
     versions, worst, hand = {}, {}, None
     load = os.getloadavg()[0]
     if load > 0.7:
-        print(f"peers: the load average is {load:.1f}; these are no figures to keep", file=sys.stderr)
+        print(
+            f"peers: the load average is {load:.1f}; these are no figures to keep", file=sys.stderr
+        )
     with tempfile.TemporaryDirectory() as folder:
         print("writing the data set as arrays, IDX files and PNGs", file=sys.stderr)
         sizes = child(python, "--prepare", str(images), "--folder", folder)
