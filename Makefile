@@ -1,10 +1,10 @@
-# make train, make test, make lab, make docs: each works as the first command in a fresh clone.
+# make train, make test, make lab, make docs, make bench: each works as the first command in a fresh clone.
 # `make PYTHON=python3.12 test` takes another Python.
 PYTHON ?= python3
 BIN = .venv/bin
 SETUP = settings.ini setup.py pyproject.toml
 
-.PHONY: train lab test readme docs clean
+.PHONY: train lab test bench readme docs clean
 
 train: .venv/.installed
 	$(BIN)/slowconv
@@ -19,6 +19,15 @@ test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/python -m pytest
 
+# Measures every speed in README.md anew. Half an hour, on a machine at rest.
+bench: .venv/.installed-dev
+	$(BIN)/python benchmarks/epoch.py
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/nbdev-test --save nbs/index.ipynb
+	$(BIN)/nbdev-clean
+	$(BIN)/python scripts/readme.py
+
 readme: .venv/.installed-dev
 	$(BIN)/python scripts/readme.py
 
@@ -27,7 +36,7 @@ docs: .venv/.installed-docs
 	$(BIN)/python docs/build.py
 
 clean:
-	rm -rf .venv *.egg-info build dist _proc docs/_build
+	rm -rf .venv benchmarks/.peers *.egg-info build dist _proc docs/_build
 
 # uv installs in seconds where pip takes minutes, and environments share their files on disk.
 .venv/.uv:
