@@ -8,6 +8,7 @@ middle of an epoch, and cut off from the other in a second try; then both start 
 and go on from the checkpoint. Prints what it saw, and fails if figures differ.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -73,17 +74,16 @@ def start(tmp, checkpoint):
         runs[name] = subprocess.Popen(
             ["ip", "netns", "exec", name, *torchrun, tmp / "run.py", "16", checkpoint],
             env=env, stdout=open(tmp / f"{name}.out", "w"), stderr=open(tmp / f"{name}.err", "w"),
-            start_new_session=True,
         )  # fmt: skip
     return runs
 
 
-def stop(run):
-    try:
-        os.killpg(run.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    run.wait()
+def stop(name):
+    "Everything that runs on a host, at once: torchrun puts its workers into sessions of their own."
+    pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True)
+    for pid in map(int, pids.stdout.split()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def figures(text):
@@ -114,7 +114,7 @@ def broken(tmp, what, harm, mend):
     runs = start(tmp, checkpoint)
     until_epoch(tmp, 2)
     begin = time.monotonic()
-    harm(runs)
+    harm()
     try:
         runs["sca"].wait(60)
         seconds = time.monotonic() - begin
@@ -124,8 +124,9 @@ def broken(tmp, what, harm, mend):
         )
     except subprocess.TimeoutExpired:
         print(f"{what}: the other one still waited after 60 s, and was stopped")
-    for run in runs.values():
-        stop(run)
+    for name, run in runs.items():
+        stop(name)
+        run.wait()
     mend()
     lines, ends = finish(start(tmp, checkpoint), tmp)
     print(
@@ -149,12 +150,11 @@ def main():
         try:
             seen = [(lines, ends), finish(start(tmp, tmp / "both.safetensors"), tmp)]
             print(f"two hosts:   {seen[1][0][-1]}, exactly {seen[1][1][0]}")
-            killed = broken(tmp, "killed host", lambda runs: stop(runs["scb"]), lambda: None)
-            cut = broken(
-                tmp, "cut cable", lambda runs: cable("scb", "down"), lambda: cable("scb", "up")
-            )
+            killed = broken(tmp, "killed host", lambda: stop("scb"), lambda: None)
+            cut = broken(tmp, "cut cable", lambda: cable("scb", "down"), lambda: cable("scb", "up"))
         finally:
             for name in hosts:
+                stop(name)
                 ip("netns", "del", name)
         assert seen[1][0] == lines, "two hosts gave other figures than one process"
         assert abs(float(seen[1][1][0]) - float(ends[0])) < 1e-9

@@ -3,9 +3,9 @@
     python benchmarks/step.py                             # some three minutes on two cores
     python benchmarks/step.py --steps 50 --epochs 0       # a quick look
 
-Prints a table and writes it to benchmarks/step.md. Only the ratios carry over to another machine. On a machine
-with a CUDA device, PyTorch's ways run there too, with cuDNN; ours runs on the processor. Needs a machine at rest:
-two threads with one free core are many times slower than one.
+Prints a table and writes it to benchmarks/step.md. Only the ratios carry over to another machine. On a
+machine with a CUDA device, PyTorch's ways run there too, with cuDNN; ours runs on the processor. Needs a
+machine at rest: two threads with one free core are many times slower than one.
 """
 
 import contextlib

@@ -6,7 +6,8 @@
 __all__ = ['fashion_classes', 'fashion_sample', 'fashion_collate', 'get_dls_from_dataset_dict', 'load_images', 'fashion_mnist',
            'mnist']
 
-# %% ../nbs/03_data.ipynb #bd66ef21
+# %% ../nbs/03_data.ipynb #83d5efa6
+import os
 import textwrap
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -202,7 +203,7 @@ def _from_disk(folder):
             f"{folder}: no DatasetDict that can be read ({type(e).__name__}: {e})"
         ) from e
 
-# %% ../nbs/03_data.ipynb #c56e4e81
+# %% ../nbs/03_data.ipynb #43e5ea56
 @contextmanager
 def _open(name, bs, source, num_workers):
     check_numbers(bs, num_workers)
@@ -217,7 +218,8 @@ def _open(name, bs, source, num_workers):
     }
     own = not (source in where or all(known_well for *_, known_well in splits))
     title = f"{Path(source).name} (not {known.title} as published)" if own else known.title
-    print(f"{title}: {sizes[0]} and {sizes[1]} images from {where.get(source, source)}")
+    if os.environ.get("RANK", "0") == "0":  # of several processes only the first speaks
+        print(f"{title}: {sizes[0]} and {sizes[1]} images from {where.get(source, source)}")
     yield get_loaders(train, valid, fashion_collate, bs, num_workers, whole=True)
 
 
