@@ -19,7 +19,7 @@ test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/python -m pytest
 
-# Measures every speed in README.md anew. Half an hour, on a machine at rest.
+# Measures every speed in README.md anew. Three quarters of an hour, on a machine at rest.
 bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/epoch.py
 	$(BIN)/python benchmarks/peers.py

@@ -1,6 +1,6 @@
 """The lesson's CNN through slowconv's `fit` and through other trainers, side by side on the CPU.
 
-    python benchmarks/peers.py                                   # five rounds, some 25 minutes
+    python benchmarks/peers.py                                   # five rounds, some 35 minutes
     python benchmarks/peers.py --rounds 1 --images 6000 --out x  # a quick look, written elsewhere
     python benchmarks/peers.py --peers hand,fit,fit_bar --out x  # some of them
 
@@ -568,7 +568,7 @@ def check(name, found, hand):  # the largest difference of a step's loss
     return worst
 
 
-def run(python, names, rounds, images):  # the results, as they are written
+def run(python, names, rounds, images):  # after each round: all results, as they are written
     seconds = {
         name: {"import": [], "engine": [], "documented": [], "setup": [], "open": []}
         for name in names
@@ -586,7 +586,12 @@ def run(python, names, rounds, images):  # the results, as they are written
             # hand first in the first round: the others are compared with it
             first = i % len(names)
             for name in names[first:] + names[:first]:
-                print(f"round {i + 1} of {rounds}: {peers[name][0]}", file=sys.stderr)
+                print(
+                    f"round {i + 1} of {rounds}: {peers[name][0]}",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 found = child(python, "--measure", name, "--folder", folder)
                 hand = hand or found
                 worst[name] = max(worst.get(name, 0), check(name, found, hand))
@@ -597,10 +602,12 @@ def run(python, names, rounds, images):  # the results, as they are written
                 row["open"].append(found["documented"]["open"])
                 for kind in ("engine", "documented"):
                     row[kind].append(found[kind]["epoch"])
-    return {
-        "machine": machine(), "load": load, "versions": versions, "images": sizes, "rounds": rounds,
-        "seconds": seconds, "worst difference": worst, "steady": hand["steady"],
-    }  # fmt: skip
+                    print(f", {kind} {row[kind][-1]:.2f} s", end="", file=sys.stderr)
+                print(file=sys.stderr)
+            yield {
+                "machine": machine(), "load": load, "versions": versions, "images": sizes, "rounds": i + 1,
+                "seconds": seconds, "worst difference": worst, "steady": hand["steady"],
+            }  # fmt: skip
 
 
 def report(results):  # markdown
@@ -711,10 +718,10 @@ def main():
             f"peers: expected 1 round or more, {bs} images or more, and some of {','.join(peers)}"
         )
     names = [name for name in peers if name == "hand" or name in asked]
-    results = run(make_environment(), names, args.rounds, args.images)
     args.out.mkdir(exist_ok=True)
-    (args.out / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.out / "peers.md").write_text(report(results))
+    for results in run(make_environment(), names, args.rounds, args.images):
+        (args.out / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
+        (args.out / "peers.md").write_text(report(results))
     print(report(results), end="")
 
 
