@@ -58,6 +58,10 @@ def label(path, nb):  # its entry there: the title, after the number if there is
     return f"{number[0]} {heading(nb)[0]}" if number else heading(nb)[0]
 
 
+def anchor(module, name):  # targets know no capitals: `Puzzle` and `puzzle` need two
+    return f"source-{module}-{name}" + ("" if name.islower() else "-capital")
+
+
 def definitions(text):  # dict from name to `ast` node: what a cell defines
     found = {}
     for node in ast.parse(text).body:
@@ -149,7 +153,7 @@ def translate(nb):  # (module it exports to or None, dict from name to (`ast` no
             if module and {"export", "exports"} & options.keys():
                 new = definitions(text)
                 exported |= {name: (node, text) for name, node in new.items()}
-                anchors = "\n".join(f"(source-{module}-{name})=" for name in new)
+                anchors = "\n".join(f"({anchor(module, name)})=" for name in new)
                 cells.append(markdown(anchors, f"anchors-{cell['id']}"))
             cells.append(cell)
             after = len(cells)
@@ -165,7 +169,7 @@ def api(modules):  # markdown; from dict: module name to (path of the notebook, 
         parts += [f"## {title}", f"`slowconv.{module}`, built in [{title}]({path})"]
         parts.append(f"```{{py:currentmodule}} slowconv.{module}\n```")
         for name, (node, text) in exported.items():
-            parts += [entry(name, node, text), f"[how it is built](#source-{module}-{name})\n`````"]
+            parts += [entry(name, node, text), f"[how it is built](#{anchor(module, name)})\n`````"]
     return "\n\n".join(parts)
 
 
