@@ -172,7 +172,7 @@ def gate(ctx, xs, ys):
 
     return xs(xs, ys), write
 
-# %% ../nbs/10_numba.ipynb #71c3f3d7
+# %% ../nbs/10_numba.ipynb #cdf07c5c
 def _halve(builder, x, y, lanes):
     every = [
         ir.Constant(ir.VectorType(ir.IntType(32), lanes), [2 * k + odd for k in range(lanes)])
@@ -187,15 +187,16 @@ def add_sums(ctx, array, i, step, tile, cols):
 
     def write(context, builder, sig, args):
         rows, lanes, n = _rows(builder, args[3]), tile.lanes, cols.count
-        while len(rows) > 1:
+        while len(rows) > 1 and len(rows) * lanes > tile.rows:
             pairs = zip(rows[::2], rows[1::2], strict=True)
             rows = [_halve(builder, x, y, lanes) for x, y in pairs]
         while lanes > tile.rows:
             lanes //= 2
             rows = [_halve(builder, rows[0], rows[0], lanes)]
         for j, p in enumerate(_addresses(context, builder, sig, args, tile.rows // n)):
-            mask = ir.Constant(ir.VectorType(ir.IntType(32), n), [j * n + k for k in range(n)])
-            part = builder.shuffle_vector(rows[0], rows[0], mask)
+            row, first = rows[j * n // lanes], j * n % lanes
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), n), [first + k for k in range(n)])
+            part = builder.shuffle_vector(row, row, mask)
             p = builder.bitcast(p, part.type.as_pointer())
             builder.store(builder.fadd(builder.load(p, align=4), part), p, align=4)
         return context.get_dummy_value()
@@ -597,7 +598,7 @@ class FastNet(nn.Module):
         y = _Convs.apply(x, self.weights, *self.plans[size])
         return y.flatten(1) if self.flatten else y
 
-# %% ../nbs/10_numba.ipynb #5d5571f9
+# %% ../nbs/10_numba.ipynb #da2df205
 @compiled
 def _burn(out, x, n):
     acc = zeros(x, FOUR, FOUR, REGISTER)
@@ -608,12 +609,12 @@ def _burn(out, x, n):
 
 
 def peak(
-    n=1_000_000,  # how often each thread goes through its 16 rows
-):  # multiply-adds per second of float32, on as many threads as torch has; the best of five tries
+    n=200_000,  # how often each thread goes through its 16 rows
+):  # multiply-adds per second of float32, on as many threads as torch has; the best of 50 tries
     "What the processor can do at most, measured: `fma` on numbers that stay in registers."
     threads, seconds = torch.get_num_threads(), []
     x, outs = np.ones(2 * LANES, np.float32), np.empty((threads, 16 * LANES), np.float32)
-    for tries in range(6):
+    for tries in range(51):
         begin = time.perf_counter()
         on_threads(lambda b, n=n if tries else 1: _burn(outs[b], x, n), threads)
         seconds.append(time.perf_counter() - begin)
