@@ -121,17 +121,18 @@ def stepper(net, xb, yb):  # a function that takes one step and waits for its en
 
 
 def measure_steps(nets, batch, n):  # way -> seconds of each step
-    "Steps of all ways by turns, after 10 that do not count."
+    "Steps of all ways by turns of 20, each turn after 5 that fill the caches and don't count."
     steps = {way: stepper(net, *(t.to(way[1]) for t in batch)) for way, net in nets.items()}
     first = {way: step().item() for way, step in steps.items()}
     assert max(first.values()) - min(first.values()) < 1e-3, f"unlike losses: {first}"
     seconds = {way: [] for way in steps}
-    for i in tqdm(range(n + 10), "steps"):
+    for begin_of_turn in tqdm(range(0, n, 20), "turns"):
         for way, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            if i >= 10:
-                seconds[way].append(time.perf_counter() - begin)
+            for i in range(-5, min(20, n - begin_of_turn)):
+                begin = time.perf_counter()
+                step()
+                if i >= 0:
+                    seconds[way].append(time.perf_counter() - begin)
     return seconds
 
 
@@ -165,8 +166,8 @@ def report(steps, epochs, compiling, share, busy):  # markdown
         f"{machine()}; {busy}.",
         "",
         f"One training step on {bs} images (forward, loss, backward, SGD), medians of "
-        f"{len(next(iter(steps.values())))} steps of each, taken by turns; ratios to PyTorch eager on the "
-        "same device, of medians and of the least times. The first step of a process compiles.",
+        f"{len(next(iter(steps.values())))} steps of each, taken by turns of 20; ratios to PyTorch eager on "
+        "the same device, of medians and of the least times. The first step of a process compiles.",
         "",
         "| way | device | ms a step | ratio | of the least | first step, s | the same, cached |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,29 @@ def test_threads_make_no_difference():
         (grad,) = torch.autograd.grad(net(x).logsumexp(1).sum(), net.weights)
         grads.append(grad)
     assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
+
+
+def test_pytorch_keeps_its_threads():
+    code = """
+import torch
+from slowconv import FastNet, get_model
+torch.set_num_threads(1)  # fewer than Numba starts
+FastNet(get_model().cpu())(torch.rand(100, 1, 28, 28)).sum().backward()
+assert torch.get_num_threads() == 1, torch.get_num_threads()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_from_several_python_threads_at_once():
+    torch.manual_seed(0)
+    net, x = FastNet(get_model().cpu()), torch.rand(3 * IMAGES, 1, 28, 28)
+
+    def grad(_):
+        return torch.autograd.grad(net(x).logsumexp(1).sum(), net.weights)[0]
+
+    want = grad(0)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(got, want) for got in pool.map(grad, range(40)))
 
 
 def test_several_forwards_before_a_backward():

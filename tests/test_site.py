@@ -166,7 +166,9 @@ def module_names():
 
 def test_the_api_has_every_public_name_and_what_is_said_of_it(pages):
     page = pages["api.html"]
-    plain = page.text.translate(str.maketrans("’‘“”–", "''\"\"-")).replace("`", "").replace("…", "...")
+    plain = (
+        page.text.translate(str.maketrans("’‘“”–", "''\"\"-")).replace("`", "").replace("…", "...")
+    )
     public = set(module_names())
     for module, name in public:
         assert f"slowconv.{module}.{name}" in page.ids
