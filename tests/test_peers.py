@@ -76,13 +76,19 @@ def test_ratios_are_taken_round_by_round_and_limits_are_kept_or_not(script, epoc
         "images": [60_000, 10_000],
         "rounds": 3,
         "seconds": {"hand": row(1, 2, 4), "fit": row(*epochs), "skorch": row(1.2, 2.4, 6)},
+        "turns": {
+            kind: {"hand": [1, 2, 4], "fit": epochs, "fit_bar": epochs}
+            for kind in ("engine", "documented")
+        },
         "worst difference": {"fit": 2e-7},
         "steady": 19,
     }
     text = script["report"](results)
     assert f"| slowconv `fit` | {epochs[1]:.2f} | {ratio:.2f} | " in text
     assert "| skorch | 2.40 | 1.20 | 1.20 to 1.50 | 1.00 | 2.00 |" in text
-    assert f"engine only, to the hand-written loop | {ratio:.2f} | 1.05 | {kept} |" in text
+    assert (
+        f"engine only, to the hand-written loop, by turns | {ratio:.2f} | 1.05 | {kept} |" in text
+    )
     assert text.index("| hand-written loop |") < text.index("| slowconv `fit` |")
 
 

@@ -6,18 +6,24 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
+from functools import partial
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from slowconv.convs import get_model
+from slowconv.data import fashion_collate, get_dls_from_dataset_dict
 from slowconv.processes import Share, turns
 from slowconv.training import evaluate, fit
 
@@ -41,7 +47,7 @@ def member(i, n, port, f, args, queue):
         queue.put((i, None, traceback.format_exc()))
 
 
-def by(n, f, *args):
+def by(n, f, *args, answers=None):
     "What `f` returns in each of `n` processes; started as torchrun does, but forked, which takes no second."
     context = multiprocessing.get_context("fork")
     queue, port = context.Queue(), free_port()
@@ -49,7 +55,7 @@ def by(n, f, *args):
     for process in group:
         process.start()
     try:
-        said = sorted((queue.get(timeout=60) for _ in group), key=lambda s: s[0])
+        said = sorted((queue.get(timeout=60) for _ in range(answers or n)), key=lambda s: s[0])
     finally:
         for process in group:
             process.join(5)
@@ -308,7 +314,170 @@ def test_no_epochs_only_evaluate():
         assert got == pytest.approx(want, abs=1e-6)
 
 
+# streams
+
+
+def made(shards, opened):
+    "Images [1,4,4] whose first pixel is their number; notes which shards were opened."
+    for lo, hi in shards:
+        opened.append(lo)
+        for i in range(lo, hi):
+            image = images(60)[i][0].clone()
+            image[0, 0, 0] = i / 255
+            yield {"image": image, "label": i % 4}
+
+
+def stream(n, n_shards, opened):
+    cuts = [n * i // n_shards for i in range(n_shards + 1)]
+    shards = list(zip(cuts[:-1], cuts[1:], strict=True))
+    make = datasets.IterableDataset.from_generator
+    return make(partial(made, opened=opened), gen_kwargs={"shards": shards})
+
+
+def streams(n, n_shards, opened, **kwargs):
+    dsd = {k: stream(n, n_shards, opened) for k in ("train", "test")}
+    return get_dls_from_dataset_dict(dsd, fashion_collate, **kwargs)
+
+
+def numbers(batches):
+    return [round(i * 255) for xb, _ in batches for i in xb[:, 0, 0, 0].tolist()]
+
+
+def shared_stream(n, n_shards, workers):
+    torch.distributed.init_process_group("gloo")
+    opened = []
+    torch.manual_seed(int(os.environ["RANK"]))  # the order is the first one's all the same
+    with streams(n, n_shards, opened, bs=4, num_workers=workers) as dls:
+        shares = [Share(dl) for dl in (dls.train, dls.train, dls.valid)]
+        seen = [numbers(share) for share in shares]
+        with pytest.raises(TypeError):
+            len(shares[0])
+    return seen, len(opened)
+
+
+@pytest.mark.parametrize("n_shards", [1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_split_by_process(n_shards, workers):
+    (a, opened, *_), (b, *_) = by(2, shared_stream, 41, n_shards, workers)
+    for x, y in zip(a, b, strict=True):
+        assert sorted(x + y) == list(range(41))
+    assert a[0] != a[1] and sorted(a[0]) != a[0], "another order each time"
+    if not workers:
+        assert opened == 3 * (n_shards // 2 if n_shards % 2 == 0 else n_shards), (
+            "its own files only"
+        )
+        assert a[2] == sorted(a[2]), "validation in order"
+
+
+def of_a_stream(n, n_shards):
+    torch.manual_seed(0)
+    model, opened, loss_func = network(), [], Seen()
+    opt = optim.SGD(model.parameters(), lr=0.1)
+    with streams(n, n_shards, opened, bs=4) as dls:
+        result = fit(2, model, loss_func, opt, *dls)
+    return [p.tolist() for p in model.parameters()], [*result], [k for _, k in loss_func.steps]
+
+
+@pytest.mark.parametrize("n, n_shards", [(41, 2), (41, 3), (9, 4), (24, 8)])
+def test_fit_on_a_stream(n, n_shards):
+    "Shares of unlike length: each image in one step of each epoch, the same weights and figures in both."
+    a, b = by(2, of_a_stream, n, n_shards)
+    assert a[:2] == b[:2]
+    assert sum(a[2]) + sum(b[2]) == 2 * n
+    model = network()
+    for p, v in zip(model.parameters(), a[0], strict=True):
+        p.data = torch.tensor(v)
+    with streams(n, n_shards, [], bs=n) as dls:
+        assert a[1] == pytest.approx(evaluate(model, F.cross_entropy, dls.valid), abs=1e-6)
+
+
+def too_short():
+    with pytest.raises(ValueError, match="1 of 2 processes found no image"):
+        of_a_stream(1, 1)
+
+
+def test_a_stream_with_less_than_an_image_for_each():
+    by(2, too_short)
+
+
+def of_files(folder):
+    files = {"train": f"{folder}/train-*.parquet", "test": f"{folder}/test-*.parquet"}
+    dsd = datasets.load_dataset(
+        "parquet", data_files=files, streaming=True, cache_dir=f"{folder}/c"
+    )
+    with get_dls_from_dataset_dict(dsd, fashion_collate, bs=4) as dls:
+        shares = dls if not os.environ.get("RANK") else [Share(dl) for dl in dls]
+        return [[y for _, yb in share for y in yb.tolist()] for share in shares]
+
+
+def of_files_by_two(folder):
+    torch.distributed.init_process_group("gloo")
+    return of_files(folder)
+
+
+def test_a_folder_of_shards(tmp_path):
+    for split in ("train", "test"):
+        pngs = [Image.fromarray(np.full((4, 4), i, np.uint8)) for i in range(24)]
+        features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+        ds = datasets.Dataset.from_dict({"image": pngs, "label": list(range(24))}, features)
+        for i in range(4):
+            ds.shard(4, i).to_parquet(tmp_path / f"{split}-{i}.parquet")
+    for parts in ([of_files(tmp_path)], by(2, of_files_by_two, tmp_path)):
+        for shares in zip(*parts, strict=True):
+            assert sorted(sum(shares, [])) == list(range(24))
+            assert len({len(share) for share in shares}) == 1
+
+
 # when things go wrong
+
+
+def gone():
+    "The second process ends without a word, in its third step."
+    calls = []
+
+    def loss_func(pred, yb):
+        calls.append(1)
+        if len(calls) == 3 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return F.cross_entropy(pred, yb)
+
+    model = network()
+    opt = optim.SGD(model.parameters(), lr=0.1)
+    dls = [kinds["loader"](images(41), 8, t) for t in (True, False)]
+    try:
+        fit(4, model, loss_func, opt, *dls)
+    except RuntimeError as e:
+        return str(e), repr(e.__cause__)
+
+
+def test_a_process_that_is_gone():
+    ((said, cause),) = by(2, gone, answers=1)
+    assert "another process has ended" in said and "checkpoint=" in said, cause
+
+
+def silent(patience):
+    "The second process does not answer for a while."
+    from slowconv import processes
+
+    processes.patience = patience / 60
+    calls = []
+
+    def loss_func(pred, yb):
+        calls.append(1)
+        if len(calls) == 3 and os.environ["RANK"] == "1":
+            time.sleep(4 * patience)
+        return F.cross_entropy(pred, yb)
+
+    model = network()
+    opt = optim.SGD(model.parameters(), lr=0.1)
+    dls = [kinds["loader"](images(41), 8, t) for t in (True, False)]
+    with pytest.raises(RuntimeError, match="does not answer"):
+        fit(1, model, loss_func, opt, *dls)
+    return True
+
+
+def test_a_process_that_does_not_answer():
+    assert by(2, silent, 3) == [True, True]
 
 
 def too_high():
