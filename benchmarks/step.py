@@ -165,7 +165,8 @@ def report(steps, epochs, compiling, share, busy):  # markdown
     lines = [
         f"{machine()}; {busy}.",
         "",
-        f"One training step on {bs} images (forward, loss, backward, SGD), medians of "
+        f"One training step on {bs} images (forward, loss, backward, SGD); `ours` is `FastNet` of lesson 10. "
+        "Medians of "
         f"{len(next(iter(steps.values())))} steps of each, taken by turns of 20; ratios to PyTorch eager on "
         "the same device, of medians and of the least times. The first step of a process compiles.",
         "",

@@ -1,6 +1,6 @@
 """Ten million images that are nowhere: made as they are wanted, streamed through `fit`, and forgotten.
 
-    python benchmarks/stream.py                     # some 15 minutes on two cores
+    python benchmarks/stream.py                     # some 13 minutes on two cores
     python benchmarks/stream.py --images 200_000    # a quick look, without a file
 
 Trains the lesson's CNN for one epoch on a stream of `datasets`, shuffled by its buffer, and looks at the

@@ -191,12 +191,18 @@ def check_dataset_dict(
             )
     return [dsd[split] for split in splits]
 
-# %% ../nbs/94_loaders.ipynb #b8a85eb1
+# %% ../nbs/94_loaders.ipynb #0bbbbf28
 class _Stream(IterableDataset):
     "A streamed split, drawn in a new order from a buffer each time if it is shuffled."
 
     def __init__(self, ds, shuffle):
         self.ds, self.shuffle = ds, shuffle
+
+    def share(self, i, n):
+        "What process i of n reads: some of the files, or every n-th example if n does not divide the files."
+        from datasets.distributed import split_dataset_by_node
+
+        return _Stream(split_dataset_by_node(self.ds, i, n), self.shuffle)
 
     def __iter__(self):
         if not self.shuffle:
