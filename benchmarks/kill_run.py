@@ -77,7 +77,8 @@ def main(
 
         done = 0
         while done < kills:
-            before, process = path.stat().st_mtime_ns if path.exists() else 0, start()
+            before, begin = path.stat().st_mtime_ns if path.exists() else 0, time.time_ns()
+            process = start()
             time.sleep(rng.uniform(0, 2 * epoch + 0.2))
             process.kill()
             process.join()
@@ -85,11 +86,9 @@ def main(
                 break  # it was through before we came
             done += 1
             after = path.stat().st_mtime_ns if path.exists() else 0
-            parts = list(path.parent.glob(".*.part"))
             met["no epoch more" if after == before else "some epochs more"] += 1
-            met["in the middle of writing"] += bool(parts)
-            for part in parts:
-                part.unlink()
+            left = path.with_name(f".{path.name}.part")  # what the killed process was writing
+            met["in the middle of writing"] += left.exists() and left.stat().st_mtime_ns > begin
         process = start()
         process.join()
         there = load_file(out) if process.exitcode == 0 else {}

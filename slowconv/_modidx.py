@@ -56,6 +56,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'slowconv.checkpoint._constants': ('checkpoint.html#_constants', 'slowconv/checkpoint.py'),
                                      'slowconv.checkpoint._device': ('checkpoint.html#_device', 'slowconv/checkpoint.py'),
                                      'slowconv.checkpoint._find': ('checkpoint.html#_find', 'slowconv/checkpoint.py'),
+                                     'slowconv.checkpoint._length': ('checkpoint.html#_length', 'slowconv/checkpoint.py'),
                                      'slowconv.checkpoint._lines': ('checkpoint.html#_lines', 'slowconv/checkpoint.py'),
                                      'slowconv.checkpoint._on_device': ('checkpoint.html#_on_device', 'slowconv/checkpoint.py'),
                                      'slowconv.checkpoint._settings': ('checkpoint.html#_settings', 'slowconv/checkpoint.py'),

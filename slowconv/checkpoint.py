@@ -6,13 +6,12 @@
 __all__ = ['pack', 'unpack', 'write_whole', 'write_state', 'read_state', 'random_state', 'set_random_state', 'describe',
            'check_same', 'save_checkpoint', 'load_checkpoint']
 
-# %% ../nbs/98_checkpoint.ipynb #6b844c95
+# %% ../nbs/98_checkpoint.ipynb #c5c2c4b5
 import hashlib
 import json
 import os
 import random
 import re
-import secrets
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -61,16 +60,16 @@ def unpack(
         return {k: unpack(w, tensors) for k, w in v}
     return {"list": list, "tuple": tuple}[kind](unpack(w, tensors) for w in v)
 
-# %% ../nbs/98_checkpoint.ipynb #cdb464c2
+# %% ../nbs/98_checkpoint.ipynb #fcf1b9a6
 def write_whole(
     path,  # of a file, which need not exist yet
     data,  # bytes
 ):
     "Write a file in one step: whoever looks finds all of the old one or all of the new one."
     path = Path(os.path.realpath(path))  # what a link leads to, not the link
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{path.name}.part")  # one that a killed process left is written over
     try:
-        with open(part, "xb") as f:
+        with open(part, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
@@ -171,11 +170,12 @@ def set_random_state(
 def _on_device(device):
     return {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
 
-# %% ../nbs/98_checkpoint.ipynb #773e4b80
+# %% ../nbs/98_checkpoint.ipynb #100a9399
 def describe(
     model,  # `nn.Module`
     opt,  # `torch.optim.Optimizer`
     sched,  # its schedule, or None
+    train_dl=(),  # the loader to train on
 ):  # dict of texts: what stays the same as long as a run goes on
     "What a checkpoint is of."
     state = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
@@ -183,7 +183,17 @@ def describe(
         "model": _lines(model, {k: f"{list(v.shape)} {v.dtype}" for k, v in state.items()}),
         "optimizer": _lines(type(opt).__name__, *(_settings(g, sched) for g in opt.param_groups)),
         "schedule": _lines(type(sched).__name__, _constants(sched) if sched else {}),
+        "set of batches": _lines(
+            f"{_length(train_dl)}, of size {getattr(train_dl, 'batch_size', '?')}"
+        ),
     }
+
+
+def _length(dl):
+    try:
+        return len(dl)
+    except TypeError:  # a stream
+        return "a stream"
 
 
 def _lines(title, *dicts):
@@ -216,7 +226,7 @@ def check_same(
                     "to begin a new run, name another file"
                 )
 
-# %% ../nbs/98_checkpoint.ipynb #ebc2cbb7
+# %% ../nbs/98_checkpoint.ipynb #7568218f
 def save_checkpoint(
     path,  # of the file
     history,  # a record per epoch
@@ -232,7 +242,7 @@ def save_checkpoint(
 
 def _state(history, model, opt, sched, dls):
     return {
-        "of": describe(model, opt, sched),
+        "of": describe(model, opt, sched, dls[0]),
         "history": list(history),
         "model": model.state_dict(),
         "opt": opt.state_dict(),
@@ -256,7 +266,7 @@ def load_checkpoint(
             _state([], model, opt, sched, dls), "", {}
         )  # what cannot be saved shows now, not after an epoch
         return []
-    check_same(path, state["of"], describe(model, opt, sched))
+    check_same(path, state["of"], describe(model, opt, sched, dls[0]))
     if len(state["history"]) > epochs:
         raise ValueError(
             f"{path}: this run has come to {len(state['history'])} epochs already, {epochs=} were asked for; "
@@ -265,6 +275,12 @@ def load_checkpoint(
     if len(state["random"]) != len(from_all(None)):
         raise ValueError(
             f"{path}: a run of {len(state['random'])} processes; start as many to go on"
+        )
+    own = [len(state["random"][rank()]["loaders"]), len(generators(dls))]
+    if own[0] != own[1]:
+        raise ValueError(
+            f"{path}: a run whose loaders had {own[0]} generators of their own, these have {own[1]}; "
+            "expected loaders that are made by the same lines"
         )
     model.load_state_dict(state["model"])
     opt.load_state_dict(state["opt"])

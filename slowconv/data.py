@@ -203,13 +203,17 @@ def _from_disk(folder):
             f"{folder}: no DatasetDict that can be read ({type(e).__name__}: {e})"
         ) from e
 
-# %% ../nbs/03_data.ipynb #43e5ea56
+# %% ../nbs/03_data.ipynb #7d9d13a1
 @contextmanager
-def _open(name, bs, source, num_workers):
+def _open(name, bs, source, num_workers, device):
     check_numbers(bs, num_workers)
+    if num_workers and torch.device(device).type != "cpu":
+        raise ValueError(f"{num_workers=} on {device}: expected 0, there is nothing left to load")
     source = find_source(name, source)
     splits = [_load(name, split, source) for split in ("train", "test")]
-    train, valid = ({"image": images, "label": labels} for images, labels, _ in splits)
+    train, valid = (
+        {"image": images.to(device), "label": labels.to(device)} for images, labels, _ in splits
+    )
     known, sizes = known_sets[name], [f"{len(columns['label']):,}" for columns in (train, valid)]
     where = {
         "system": known.system,
@@ -228,9 +232,10 @@ def fashion_mnist(
     *,
     source=None,  # a folder, "system", "hub" or "sample", see `find_source`
     num_workers=0,  # processes that load; 0 is fastest for data in memory
+    device="cpu",  # where the whole set is kept; on a GPU, no batch has to be moved there
 ):  # context manager that gives `DataLoaders(train, valid)`
     "Fashion-MNIST in batches (xb [N,1,28,28] in [0,1], yb [N]): 60,000 images and 10,000."
-    return _open("fashion_mnist", bs, source, num_workers)
+    return _open("fashion_mnist", bs, source, num_workers, device)
 
 
 def mnist(
@@ -238,6 +243,7 @@ def mnist(
     *,
     source=None,  # a folder, "system" or "hub", see `find_source`
     num_workers=0,  # processes that load; 0 is fastest for data in memory
+    device="cpu",  # where the whole set is kept; on a GPU, no batch has to be moved there
 ):  # context manager that gives `DataLoaders(train, valid)`
     "MNIST, the handwritten digits, in batches as those of `fashion_mnist`."
-    return _open("mnist", bs, source, num_workers)
+    return _open("mnist", bs, source, num_workers, device)

@@ -71,7 +71,7 @@ def _in_memory(chunks):
                 )
     return {name: torch.from_numpy(np.concatenate(vs)) for name, vs in parts.items()}
 
-# %% ../nbs/94_loaders.ipynb #41a497f6
+# %% ../nbs/94_loaders.ipynb #5cc2ef87
 class ColumnDataset(Dataset):
     "Columns of equal length: one index gives an example, a list of indices a batch."
 
@@ -109,7 +109,11 @@ def as_tensor(v):
 def _take(v, at):
     if isinstance(v, np.ndarray):
         return torch.from_numpy(np.asarray(v)[at.numpy()])
-    return v.index_select(0, at) if isinstance(v, torch.Tensor) else [v[i] for i in at.tolist()]
+    return (
+        v.index_select(0, at.to(v.device))
+        if isinstance(v, torch.Tensor)
+        else [v[i] for i in at.tolist()]
+    )
 
 
 def _sent(v):

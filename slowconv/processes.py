@@ -263,7 +263,7 @@ class _EachBatch:
         for _ in range(self.steps.batches):
             self.sched.step()
 
-# %% ../nbs/97_processes.ipynb #87eb74c6
+# %% ../nbs/97_processes.ipynb #dade8b49
 Run = namedtuple("Run", "model loss_func sched train_dl valid_dl")
 
 
@@ -337,7 +337,12 @@ def _noted(stop):
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, lambda *args: stop.set())
+
+    def note(*args):
+        stop.set()
+        signal.signal(signal.SIGINT, before)  # a second one stops at once, where nobody answers
+
+    before = signal.signal(signal.SIGINT, note)
     try:
         yield
     finally:
@@ -361,4 +366,4 @@ def _answered():
         ) from e
 
 
-_silent = re.compile("Connection (closed|reset|refused)|Timed out|gloo", re.IGNORECASE)
+_silent = re.compile("Connection (closed|reset|refused)|Timed out waiting|gloo")

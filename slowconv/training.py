@@ -137,7 +137,7 @@ class FitResult(namedtuple("FitResult", "loss accuracy")):
         self.history = History(history)
         return self
 
-# %% ../nbs/04_training.ipynb #eac65015
+# %% ../nbs/04_training.ipynb #d3022968
 def fit(
     epochs,  # how often to go through the training images; 0 only evaluates
     model,  # `nn.Module`, on the device to train on
@@ -156,7 +156,9 @@ def fit(
     model, given = plain(model), model
     whole = (model, opt, sched, (train_dl, valid_dl))
     with together(given, loss_func, opt, sched, train_dl, valid_dl) as run:
-        history = History(load_checkpoint(checkpoint, epochs, *whole) if checkpoint else ())
+        history = History(
+            load_checkpoint(checkpoint, epochs, *whole) if checkpoint and epochs else ()
+        )
         if history and rank() == 0:
             print(f"{Path(checkpoint).name} has {len(history)} of {epochs} epochs")
         if epochs == 0:

@@ -131,7 +131,7 @@ def test_a_finished_run_returns_at_once(tmp_path, capsys):
     path = tmp_path / "c"
     done, want = run(3, path)
     content, stamp = path.read_bytes(), path.stat().st_mtime_ns
-    train = [None]  # a batch that cannot be trained on
+    train = DataLoader([None] * 25, loaders()[0].batch_size)  # of images that cannot be trained on
     again, result = run(3, path, dls=(train, train))
     assert same(again, done) and result == want and list(result.history) == list(want.history)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (content, stamp)
@@ -188,13 +188,36 @@ def untouched(path, epochs, match, error=ValueError, **kwargs):
         ({"lr": 0.2}, "another optimizer: lr=0.1 there, lr=0.2 here"),
         ({"sched": "OneCycleLR"}, "another (optimizer|schedule)"),
         ({"epochs": 1}, "2 epochs already"),
-        ({"epochs": 0}, "2 epochs already"),
+        ({"dls": loaders(30)}, "another set of batches: 4, of size 7 there, 5, of size 7 here"),
+        ({"dls": loaders(bs=8)}, "another set of batches: .* of size 8 here"),
     ],
     ids=str,
 )
 def test_of_another_run(kwargs, match, tmp_path):
     run(2, tmp_path / "c")
     untouched(tmp_path / "c", **{"epochs": 3, "match": match, **kwargs})
+
+
+def test_of_other_generators(tmp_path):
+    "The model is as it was before: all is looked at first."
+    run(2, tmp_path / "c")
+    own = DataLoader(
+        loaders()[0].dataset, 7, shuffle=True, generator=torch.Generator().manual_seed(3)
+    )
+    untouched(tmp_path / "c", 3, "had 0 generators of their own, these have 1", dls=(own, own))
+
+
+def test_no_epochs_only_evaluate(tmp_path):
+    run(2, tmp_path / "c")
+    content = (tmp_path / "c").read_bytes()
+    assert run(0, tmp_path / "c")[1] == run(0)[1]
+    assert (tmp_path / "c").read_bytes() == content
+
+
+def test_what_a_killed_run_left_is_written_over(tmp_path):
+    (tmp_path / ".c.part").write_bytes(b"half a check")
+    run(1, tmp_path / "c")
+    assert os.listdir(tmp_path) == ["c"]
 
 
 def test_of_another_length_of_the_schedule(tmp_path, monkeypatch):

@@ -457,6 +457,18 @@ def test_every_image_of_the_train_split_once_per_epoch(sample):
         assert rows((xs[:, 0] * 255).round().to(torch.uint8), ys) == want
 
 
+def test_a_set_that_is_kept_elsewhere():
+    "On a device that has no numbers, as there may be no other one here."
+    columns = {k: torch.zeros(4, 2, device="meta") for k in ("image", "label")}
+    batch = ColumnDataset(columns, whole=True).__getitems__([2, 0, 1])
+    assert all(v.device.type == "meta" and v.shape == (3, 2) for v in batch.values())
+    with fashion_mnist(source="sample", device="meta") as dls:
+        assert {v.device.type for dl in dls for v in dl.dataset.columns.values()} == {"meta"}
+    with pytest.raises(ValueError, match="num_workers=2 on cuda"):
+        with fashion_mnist(source="sample", num_workers=2, device="cuda"):
+            pytest.fail("it was opened")
+
+
 def test_worker_processes_for_fashion_mnist():
     with fashion_mnist(500, source="sample", num_workers=2) as dls:
         assert dls.train.num_workers == 2

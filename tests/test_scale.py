@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from slowconv.convs import get_model
 from slowconv.data import fashion_collate, get_dls_from_dataset_dict
-from slowconv.processes import Share, turns
+from slowconv.processes import Share, _answered, turns
 from slowconv.training import evaluate, fit
 
 pytest.importorskip("torch.distributed")
@@ -478,6 +478,12 @@ def silent(patience):
 
 def test_a_process_that_does_not_answer():
     assert by(2, silent, 3) == [True, True]
+
+
+def test_an_error_of_ones_own_stays_what_it_is():
+    for text in ("DataLoader timed out after 5 seconds", "shapes do not fit"):
+        with pytest.raises(RuntimeError, match=text), _answered():
+            raise RuntimeError(text)
 
 
 def too_high():
