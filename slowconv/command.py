@@ -24,7 +24,7 @@ from .show import show_image, show_map, subplots, use_style
 from .sources import find_source
 from .training import fit
 
-# %% ../nbs/92_command.ipynb #027d948b
+# %% ../nbs/92_command.ipynb #6782ca0e
 def draw_run(
     model,  # the trained CNN
     history,  # what `fit` recorded
@@ -37,7 +37,7 @@ def draw_run(
         ax.remove()
     grid = axs[0, 0].get_gridspec()
     history.plot([fig.add_subplot(grid[0, :3]), fig.add_subplot(grid[0, 3:])])
-    xb, yb = next(iter(valid_dl))
+    xb, yb = to_device(next(iter(valid_dl)), "cpu")
     with torch.no_grad():
         pred = model(to_device(xb, next(model.parameters()).device)).argmax(1).cpu()
     for ax in axs[1:3].flat[len(xb) :]:
@@ -101,7 +101,7 @@ def save_run(
             os.replace(Path(tmp) / path.name, path)
     return paths
 
-# %% ../nbs/92_command.ipynb #a673719c
+# %% ../nbs/92_command.ipynb #e52196bd
 def run(
     epochs=6,  # how often to go through the training images
     bs=None,  # images per batch; 256, or 32 on the sample
@@ -120,9 +120,10 @@ def run(
         if source == "sample":
             print("batches of 32, because the sample has so few images")
     torch.manual_seed(seed)
-    model = get_model().to(find_device(device or def_device))
+    device = find_device(device or def_device)
+    model = get_model().to(device)
     opt = optim.SGD(model.parameters(), lr=lr)
-    with fashion_mnist(bs, source=source) as dls:
+    with fashion_mnist(bs, source=source, device=device) as dls:
         result = fit(epochs, model, F.cross_entropy, opt, *dls, tqdm_)
         fig = draw_run(model, result.history, dls.valid)
     return result, save_run(model, fig, out)
