@@ -731,14 +731,14 @@ def report(results):  # markdown
         n = len(results["turns"]["engine"]["hand"])
         lines += [
             "",
-            "A ratio is taken within each round, and the median of these need not be the ratio of the medians "
-            "beside it. fastai reads its images from folders of PNG files, as its documentation has it. The "
-            "first optimizer of a process makes torch import a part of itself, which takes seconds; whoever "
-            "imports torchvision has it already.",
+            "A ratio is taken within each round, and the median of these need not be the ratio of the "
+            "medians beside it. fastai reads its images from folders of PNG files, as its documentation has "
+            "it. The first optimizer of a process makes torch import a part of itself, which takes seconds; "
+            "whoever imports torchvision has it already.",
             "",
             "The machine's speed changes from second to second, by more than the first ones in each table "
-            f"differ. So these are measured once more in one process, by turns: {n} short epochs of each, over "
-            "a sixth of the images.",
+            f"differ. So these are measured once more in one process, by turns: {n} short epochs of each, "
+            "over a sixth of the images.",
         ]
     lines += ["", "| ratio | measured | limit | kept |", "| --- | ---: | ---: | --- |"]
     for what, value, most in limits:
