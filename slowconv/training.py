@@ -34,7 +34,7 @@ def accuracy(
     y, y_pred = (t.argmax(1) if t.ndim == 2 else t for t in (y, y_pred))
     return (y == y_pred).float().mean()
 
-# %% ../nbs/04_training.ipynb #ec0916a6
+# %% ../nbs/04_training.ipynb #1a93ac00
 def train_epoch(
     model,  # on whichever device its parameters are; batches are moved there
     loss_func,  # (predictions, yb) -> mean loss of the batch
@@ -44,13 +44,14 @@ def train_epoch(
 ):  # mean loss over all images, float
     "Take a step of `opt`, and of `sched`, for each batch."
     model.train()
+    opt.zero_grad()  # there may be gradients of something else
     total, n = 0.0, 0
     for xb, yb in dl:
         xb, yb = to_device((xb, yb), _device(model))
         loss = loss_func(predict(model, xb), yb)
-        opt.zero_grad()
         loss.backward()
         opt.step()
+        opt.zero_grad()  # at once: their memory is free for the next step
         if sched:
             sched.step()
         total, n = total + loss.detach() * len(yb), n + len(yb)

@@ -77,8 +77,8 @@ def test_ratios_are_taken_round_by_round_and_limits_are_kept_or_not(script, epoc
         "rounds": 3,
         "seconds": {"hand": row(1, 2, 4), "fit": row(*epochs), "skorch": row(1.2, 2.4, 6)},
         "turns": {
-            "engine": {"hand": [1, 2, 4], "fit": epochs, "skorch": [2, 4, 8]},
-            "documented": {"hand": [1, 2, 4], "fit": epochs},
+            "engine": {"hand": [1, 2, 4], "again": [2, 4, 8], "fit": epochs, "skorch": [2, 4, 8]},
+            "documented": {"hand": [1, 2, 4], "again": [1, 2, 4], "fit": epochs},
         },
         "worst difference": {"fit": 2e-7},
         "steady": 19,
@@ -92,6 +92,7 @@ def test_ratios_are_taken_round_by_round_and_limits_are_kept_or_not(script, epoc
     rival = "to the fastest other trainer, skorch"
     assert f"engine only, {rival}, by turns | {ratio / 2:.2f} | 1.00 | yes |" in text
     assert f"as documented, {rival}, by rounds | " in text
+    assert "comes to 2.00 and 1.00 of itself" in text
     assert text.index("| hand-written loop |") < text.index("| slowconv `fit` |")
 
 
