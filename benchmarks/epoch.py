@@ -70,7 +70,8 @@ def by_hand(
     "An epoch as one would write it without a library: the yardstick."
 
     def batch(x, y, idxs):
-        return x[idxs, None].to(def_device).float() / 255, y[idxs].to(def_device)
+        xb = x[idxs, ..., None].permute(0, 3, 1, 2)  # channels last, as `fashion_collate` has them
+        return xb.to(def_device).float() / 255, y[idxs].to(def_device)
 
     train, valid = splits
     model.train()

@@ -18,7 +18,8 @@ def script():
 @pytest.fixture
 def found():
     once = {"losses": [2.3, 2.2, 2.1], "validation": [2.0, 0.3]}
-    return {"engine": once, "documented": copy.deepcopy(once), "steady": 1}
+    same = {kind: copy.deepcopy(once) for kind in ("engine", "documented", "channels last")}
+    return same | {"steady": 1}
 
 
 def test_equal_losses_pass(script, found):
@@ -34,6 +35,14 @@ def test_a_step_with_another_loss_fails(script, found, kind):
     off[kind]["losses"][1] += 2e-5
     with pytest.raises(SystemExit, match=rf"fastai, {kind}: the loss of step 1 is 2\.20002"):
         script["check"]("fastai", off, found)
+
+
+def test_fit_is_held_to_the_loop_over_batches_that_lie_as_its_own(script, found):
+    other = copy.deepcopy(found)
+    found["channels last"]["losses"][2] = other["documented"]["losses"][2] = 2.0
+    assert script["check"]("fit", other, found) == 0
+    with pytest.raises(SystemExit, match="documented: the loss of step 2"):
+        script["check"]("skorch", other, found)
 
 
 def test_keras_may_differ_where_the_last_bit_does(script, found):
