@@ -180,8 +180,8 @@ def report(steps, epochs, compiling, share, busy):  # markdown
     if epochs:
         lines += [
             "",
-            f"One epoch by `fit` on `fashion_mnist({bs})`, with its validation, medians of "
-            f"{len(next(iter(epochs.values())))} of each:",
+            f"One epoch by `fit` on `fashion_mnist({bs})`, whose batches lie channels last for all of them, "
+            f"with its validation, medians of {len(next(iter(epochs.values())))} of each:",
             "",
             "| way | device | seconds | ratio | of the least |",
             "| --- | --- | ---: | ---: | ---: |",
