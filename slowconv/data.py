@@ -403,7 +403,7 @@ def open_known(name, bs, source, device):
     splits = [load_images(name, split, source) for split in ("train", "test")]
     if is_main_process():
         sizes = " and ".join(f"{len(labels):,}" for _, labels in splits)
-        print(f"{known_sets[name].title}: {sizes} images from {source}")
+        print(f"{known_sets[name].title}: {sizes} images, source: {source}")
     sets = [ColumnDataset({"image": x.to(device), "label": y.to(device)}) for x, y in splits]
     return DataLoaders(
         *(DataLoader(ds, bs, shuffle=ds is sets[0], collate_fn=fashion_collate) for ds in sets)

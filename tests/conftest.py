@@ -6,7 +6,6 @@ import os
 import shutil
 import struct
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import hypothesis
 import matplotlib
@@ -20,13 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 matplotlib.use("agg")
 
 import datasets  # noqa: E402
-import huggingface_hub  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
-import requests  # noqa: E402
 import torch  # noqa: E402
 
 from slowconv.data import fashion_sample, load_images  # noqa: E402
-from slowconv.sources import known_sets  # noqa: E402
 
 datasets.disable_progress_bars()
 
@@ -91,40 +87,6 @@ def make_folder(folder, n_train=20, n_test=10, seed=0, gz=".gz"):
         write_idx(folder / f"{stem}-images-idx3-ubyte{gz}", images)
         write_idx(folder / f"{stem}-labels-idx1-ubyte{gz}", labels)
     return folder
-
-
-def digests(n_train=20, n_test=10, seed=0):
-    "What `known_sets` would say of the folder that `make_folder` makes."
-    out = {}
-    for part, n in (("training", n_train), ("test", n_test)):
-        images, labels = digits(n, seed + n)
-        out |= {sha256(images): f"{part} images", sha256(labels): f"{part} labels"}
-    return out
-
-
-@pytest.fixture
-def patch_known(monkeypatch):
-    "patch_known(name, system=..., sha256=...) changes what is known of a set, for one test."
-
-    def patch(name, **changes):
-        monkeypatch.setitem(
-            known_sets, name, SimpleNamespace(**{**vars(known_sets[name]), **changes})
-        )
-        return known_sets[name]
-
-    return patch
-
-
-@pytest.fixture
-def offline(monkeypatch, patch_known):
-    "No package of the system, nothing in the hub's cache, and no network."
-
-    def unplugged(*args, **kwargs):
-        raise ConnectionError("the cable is out")
-
-    patch_known("fashion_mnist", system=None)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: None)
-    monkeypatch.setattr(requests, "get", unplugged)
 
 
 @pytest.fixture(scope="session")
