@@ -1,12 +1,13 @@
-"accuracy, fit and what fit does when things go wrong."
+"accuracy, fit, and what fit does when things go wrong."
 
-import copy
+import errno
 import inspect
 import math
+import os
 import pickle
 import re
+from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 from slowconv.convs import get_model, to_device
-from slowconv.data import fashion_mnist
-from slowconv.training import accuracy, evaluate, fit, predict, train_epoch
+from slowconv.training import accuracy, fit, run_epoch
 
 
 @pytest.mark.parametrize(
@@ -57,19 +57,24 @@ def test_accuracy_is_the_share_of_equal_classes_whatever_the_order(pairs):
         assert got.item() == pytest.approx(want)
 
 
-@pytest.mark.parametrize("n, m", [(3, 2), (1, 2), (0, 3), (0, 0)])
-@pytest.mark.parametrize("scores", [False, True])
-def test_accuracy_of_unlike_lengths(n, m, scores):
-    y, pred = torch.zeros(n, dtype=torch.int64), torch.zeros(m, 10) if scores else torch.zeros(m)
-    for args in ((y, pred), (pred, y)):
-        a, b = map(len, args)
-        with pytest.raises(ValueError, match=f"{a} and {b}"):
-            accuracy(*args)
+not_classes = {
+    "unlike lengths": (torch.tensor([0, 1, 1]), torch.tensor([0, 1]), "3 and 2 rows"),
+    "nothing": (torch.tensor([0])[:0], torch.zeros(0, 3), "0 and 0 rows"),
+    "images": (torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2), r"\[3, 1, 2, 2\].*metric=None"),
+    "a regression": (torch.zeros(3), torch.zeros(3, 1), r"float32 \[3\].*metric=None"),
+}
 
 
-def test_accuracy_of_an_axis_too_many():
-    with pytest.raises(ValueError, match=r"\[4, 10, 1\]"):
-        accuracy(torch.zeros(4), torch.zeros(4, 10, 1))
+@pytest.mark.parametrize("case", not_classes)
+def test_accuracy_of_what_has_no_classes(case):
+    y, y_pred, part = not_classes[case]
+    with pytest.raises(ValueError, match=f"accuracy: .*{part}"):
+        accuracy(y, y_pred)
+
+
+def test_accuracy_takes_lists_and_arrays_and_counts_nan_as_wrong():
+    assert accuracy([0, 1, 1, 0], torch.tensor([0, 1, 0, 1]).numpy()) == 0.5
+    assert accuracy(torch.tensor([0, 0]), torch.tensor([[torch.nan, 1], [2.0, 1]])) == 0.5
 
 
 # fit
@@ -147,26 +152,9 @@ def test_fit_returns_two_floats_and_a_history():
     assert len(result.history) == 3
     assert [r["epoch"] for r in result.history] == [0, 1, 2]
     last = result.history[-1]
-    assert (last["validation loss"], last["accuracy"]) == (loss, acc)
+    assert (last["validation loss"], last["validation accuracy"]) == (loss, acc)
     assert math.isfinite(last["training loss"]) and last["seconds"] > 0
-    assert (loss, acc) == evaluate(model, F.cross_entropy, data(13, seed=1))
-
-
-def test_history_draws_itself():
-    history = run(2).history
-    axs = history.plot()
-    assert len(axs) == 3
-    assert [bar.get_height() for bar in axs[2].patches] == [r["seconds"] for r in history]
-    drawn = {line.get_label(): list(line.get_ydata()) for line in axs[0].lines}
-    assert drawn["training loss"] == [r["training loss"] for r in history]
-    assert drawn["validation loss"] == [r["validation loss"] for r in history]
-    assert list(axs[1].lines[0].get_ydata()) == [r["accuracy"] for r in history]
-
-
-def test_history_draws_on_two_axes_that_are_given():
-    axs = plt.subplots(1, 2)[1]
-    assert run(1).history.plot(axs) is axs
-    assert all(ax.lines for ax in axs)
+    assert (loss, acc) == run_epoch(model, F.cross_entropy, data(13, seed=1))
 
 
 @given(n=st.integers(1, 30), bs=st.integers(1, 40))
@@ -218,7 +206,7 @@ def test_no_epochs_only_evaluates(capsys):
     before = weights(model)
     result = run(0, model)
     assert torch.equal(weights(model), before)
-    assert result == evaluate(model, F.cross_entropy, data(13, seed=1))
+    assert result == run_epoch(model, F.cross_entropy, data(13, seed=1))
     assert list(result.history) == []
     assert capsys.readouterr().out == ""
 
@@ -233,26 +221,9 @@ def test_negative_epochs(epochs):
 
 
 @pytest.mark.parametrize("epochs", [1.5, "3", None])
-def test_epochs_that_are_no_whole_number(epochs):
+def test_epochs_that_are_no_n_epochs_number(epochs):
     with pytest.raises((TypeError, ValueError)):
         run(epochs)
-
-
-@pytest.mark.parametrize("where", ["train", "valid"])
-@pytest.mark.parametrize("channels", [3, 28])
-def test_a_model_and_a_batch_of_unlike_channels(where, channels):
-    good = [(torch.rand(4, 1, 28, 28), torch.arange(4))]
-    bad = [(torch.rand(4, channels, 28, 28), torch.arange(4))]
-    dls = {"train": good, "valid": good, where: bad}
-    with pytest.raises(
-        ValueError, match=rf"\[4, {channels}, 28, 28\].*{channels} channels.*takes 1"
-    ):
-        run(1, get_model(), train=dls["train"], valid=dls["valid"])
-
-
-def test_an_error_that_is_not_about_channels_is_left_as_it_is():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        predict(linear(), torch.rand(4, 1, 3, 3))
 
 
 def bad_from(epoch, value, steps=3):
@@ -282,14 +253,6 @@ def test_the_error_quotes_the_loss():
             run(1, loss_func=bad_from(0, value), train=data(8, bs=8))
 
 
-def test_a_learning_rate_that_is_much_too_high():
-    "The last step of an epoch ruins the weights, and only the validation loss tells."
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Linear(8, 4))
-    one_batch = data(8, bs=8)
-    with pytest.raises(FloatingPointError, match=r"epoch.0\b.*lr=1e\+38"):
-        run(1, model, lr=1e38, train=one_batch, valid=one_batch)
-
-
 def test_the_lr_that_is_quoted_is_the_one_in_use():
     model = linear()
     opt = optim.SGD(model.parameters(), lr=0.5)
@@ -313,17 +276,19 @@ def test_an_interrupted_fit_keeps_weights_and_history(at, capsys):
     other.load_state_dict(model.state_dict())
     with no_interrupt():
         result = run(5, model, loss_func)
-    whole = (at - 1) // 3
-    assert len(result.history) == whole
-    assert [r["epoch"] for r in result.history] == list(range(whole))
+    n_epochs = (at - 1) // 3
+    assert len(result.history) == n_epochs
+    assert [r["epoch"] for r in result.history] == list(range(n_epochs))
     opt = optim.SGD(other.parameters(), lr=0.1)
-    steps = [batch for _ in range(whole + 1) for batch in data()][: at - 1]
+    steps = [batch for _ in range(n_epochs + 1) for batch in data()][: at - 1]
     if steps:
-        train_epoch(other, F.cross_entropy, opt, steps)
+        run_epoch(other, F.cross_entropy, steps, opt=opt)
     torch.testing.assert_close(weights(model), weights(other))
-    if whole:
+    if n_epochs:
         last = result.history[-1]
-        assert result == (last["validation loss"], last["accuracy"])
+        assert result == (last["validation loss"], last["validation accuracy"])
+    else:  # what has been learned so far is looked at
+        assert result == run_epoch(model, F.cross_entropy, data(13, seed=1))
     assert "interrupted" in capsys.readouterr().out
     assert len(run(1, model).history) == 1  # and on we go
 
@@ -352,25 +317,6 @@ def test_any_other_error_gets_out():
         run(1, loss_func=loss_func)
 
 
-def test_a_result_can_be_copied_and_pickled():
-    result = run(2)
-    for again in (copy.copy(result), copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
-        assert again == result
-        assert list(again.history) == list(result.history)
-    assert to_device(result, "cpu") == result
-
-
-def test_the_lesson_runs_on_the_sample():
-    "One epoch of batches of 32: far from done, well above chance."
-    torch.manual_seed(42)
-    model = get_model()
-    with fashion_mnist(32, source="sample") as dls:
-        before = evaluate(model, F.cross_entropy, dls.valid)
-        after = fit(1, model, F.cross_entropy, optim.SGD(model.parameters(), lr=0.1), *dls)
-    assert after.loss < before[0]
-    assert after.accuracy > 0.4
-
-
 def test_a_schedule_takes_a_step_for_each_batch():
     x, y = torch.randn(20, 3), torch.arange(20) % 2
     dl = DataLoader(TensorDataset(x, y), batch_size=8)  # three batches
@@ -381,3 +327,198 @@ def test_a_schedule_takes_a_step_for_each_batch():
     assert opt.param_groups[0]["lr"] == pytest.approx(0.3)
     fit(1, model, F.cross_entropy, opt, dl, dl, sched=sched)
     assert opt.param_groups[0]["lr"] == pytest.approx(0)
+
+
+# Other tasks than classification
+
+
+def pairs(f, n=24):
+    x = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(x, f(x)), batch_size=8)
+
+
+def test_an_autoencoder_trains_without_a_metric(capsys):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Unflatten(1, (1, 4, 4)))
+    opt = optim.Adam(model.parameters(), lr=0.01)
+    dl = pairs(lambda x: x)
+    result = fit(3, model, F.mse_loss, opt, dl, dl, metric=None)
+    losses = [r["validation loss"] for r in result.history]
+    assert losses[0] > losses[1] > losses[2] == result.loss and result.accuracy is None
+    assert list(result.history[0]) == ["epoch", "training loss", "validation loss", "seconds"]
+    assert capsys.readouterr().out.splitlines()[2] == f"epoch=2, validation loss={losses[2]:.3f}"
+
+
+def test_a_regression_trains_with_a_metric_of_ones_own():
+    def mae(y, y_pred):
+        return (y - y_pred).abs().mean()
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    opt, dl, lines = (
+        optim.Adam(model.parameters(), lr=0.01),
+        pairs(lambda x: x.mean((1, 2, 3))[:, None]),
+        [],
+    )
+    loss, error = fit(2, model, F.mse_loss, opt, dl, dl, metric=mae, log=lines.append)
+    x, y = dl.dataset.tensors
+    assert error == pytest.approx(mae(y, model(x)).item(), rel=1e-5)
+    assert lines[1] == f"epoch=1, validation loss={loss:.3f}, validation mae={error:.4g}"
+    with pytest.raises(ValueError, match="accuracy: .*metric=None"):
+        fit(1, model, F.mse_loss, opt, dl, dl)
+
+
+def test_log_takes_the_place_of_print(capsys):
+    lines = []
+    run(2, log=lines.append)
+    assert len(lines) == 2 and capsys.readouterr().out == ""
+
+
+# What fit refuses at the door
+
+
+def refuse(part, model=None, loss_func=F.cross_entropy, opt=None, train=None, **kwargs):
+    model = model or linear()
+    before = weights(model)
+    opt = opt or optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=f"fit: {part}"):
+        fit(2, model, loss_func, opt, train or data(), data(), **kwargs)
+    return torch.equal(weights(model), before)
+
+
+def test_an_optimizer_of_another_model():
+    assert refuse("opt has none", opt=optim.SGD(linear().parameters(), lr=0.1))
+
+
+def test_a_schedule_of_another_optimizer():
+    other = optim.SGD(linear().parameters(), lr=0.1)
+    assert refuse("sched moves", sched=optim.lr_scheduler.StepLR(other, 1))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_loss_that_is_no_mean(reduction):
+    assert refuse("loss_func has reduction", loss_func=nn.CrossEntropyLoss(reduction=reduction))
+
+
+def test_a_loader_that_is_used_up():
+    assert not refuse("the loader gave no images", train=(b for b in data()))
+
+
+def test_help_says_what_fit_does():
+    assert fit.__doc__.startswith("Train for")
+
+
+# Checkpoints
+
+
+def new_run(checkpoint, epochs=4, lr=0.1, sched=True, **kwargs):
+    "A run whose order of images, dropout, momentum and schedule all have to be resumed."
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 4))
+    opt = optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    sched = optim.lr_scheduler.OneCycleLR(opt, 0.5, total_steps=12) if sched else None
+    train = DataLoader(data().dataset, batch_size=8, shuffle=True)
+    kwargs = {"loss_func": F.cross_entropy, "log": lambda line: None} | kwargs
+    loss_func = kwargs.pop("loss_func")
+    args = kwargs.pop("model", model), loss_func, opt, train, data(13, seed=1)
+    result = fit(epochs, *args, sched=sched, checkpoint=checkpoint, **kwargs)
+    return weights(model), result
+
+
+def test_a_resumed_run_ends_like_an_unbroken_one(tmp_path):
+    "Bit for bit: weights, losses, and what comes after."
+    want, unbroken = new_run(None)
+    after = torch.rand(3)
+    for epochs in (1, 3, 4):
+        got, resumed = new_run(tmp_path / "run.pt", epochs)
+    assert torch.equal(got, want) and torch.equal(torch.rand(3), after)
+    assert resumed == unbroken and [r["epoch"] for r in resumed.history] == [0, 1, 2, 3]
+    lines = []
+    got, again = new_run(str(tmp_path / "run.pt"), log=lines.append)
+    assert torch.equal(got, want) and again == unbroken, "a finished run is only read"
+    assert lines == ["run.pt has 4 of 4 epochs"]
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+other_runs = {
+    "model": {"model": linear()},
+    "loss": {"loss_func": F.multi_margin_loss},
+    "optimizer": {"lr": 0.2},
+    "schedule": {"sched": False},
+}
+
+
+@pytest.mark.parametrize("what", other_runs)
+def test_a_checkpoint_of_another_run(tmp_path, what):
+    path = tmp_path / "run.pt"
+    new_run(path, 1)
+    before = path.read_bytes()
+    part = "opt has none" if what == "model" else f"another run; there the {what} is"
+    with pytest.raises(ValueError, match=part):
+        new_run(path, **other_runs[what])
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_of_other_data_or_another_model(tmp_path):
+    path = tmp_path / "run.pt"
+    run(1, train=data(20), checkpoint=path)
+    with pytest.raises(ValueError, match="training set is 20 examples.* 24 examples"):
+        run(2, train=data(24), checkpoint=path)
+    with pytest.raises(ValueError, match=r"there the model is .*\[4, 4\].*here it is .*\[5, 4\]"):
+        run(2, nn.Sequential(nn.Flatten(), nn.Linear(4, 5)), checkpoint=path)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("it ran",))
+
+
+def damaged(path):
+    good = path.read_bytes()
+    yield good[: len(good) // 2]
+    yield b"not a checkpoint"
+    yield b""
+    torch.save({"weights": torch.zeros(3)}, path)
+    yield path.read_bytes()
+    yield pickle.dumps(Evil())
+    torch.save({"run": Evil()}, path)
+    yield path.read_bytes()
+
+
+def test_a_file_that_is_no_checkpoint_is_left_alone_and_runs_no_code(tmp_path, capsys):
+    path = tmp_path / "run.pt"
+    new_run(path, 1)
+    for content in list(damaged(path)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="run.pt: not a checkpoint, or cut short"):
+            new_run(path)
+        assert path.read_bytes() == content
+    assert capsys.readouterr().out == ""
+
+
+def test_a_place_where_no_checkpoint_can_be(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "nowhere" / "run.pt", tmp_path / "pipe", "/dev/full"):
+        with pytest.raises(ValueError, match=f"fit: checkpoint='{path}'; expected a file"):
+            run(1, checkpoint=path)
+    for path in (True, 3):
+        with pytest.raises(TypeError):
+            run(1, checkpoint=path)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    new_run(path, 1)
+    before = path.read_bytes()
+
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        new_run(path, 2)
+    assert path.read_bytes() == before
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    new_run(tmp_path / "run.pt", 1)
+    assert list(tmp_path.iterdir()) == []
