@@ -9,6 +9,7 @@ __all__ = ['draw_run', 'check_settings', 'train', 'main']
 import math
 import os
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -52,8 +53,10 @@ def check_settings(bs, lr, out):
         raise ValueError(f"--bs {bs}: expected 1 or more")
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"--lr {lr}: expected a number above 0")
-    if not os.access(out, os.W_OK) or not Path(out).is_dir():
-        raise PermissionError(f"--out {out}: not a folder that can be written to")
+    try:
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as e:
+        raise OSError(f"--out {out}: cannot be written to ({e.strerror})") from None
 
 
 def train(epochs, bs, lr, seed, source, device, out):  # `FitResult`
@@ -98,8 +101,8 @@ def main(
     warnings.showwarning = lambda message, *_, **__: print(f"slowconv: {message}", file=sys.stderr)
     try:
         result = train(epochs, bs, lr, seed, source, device, out)
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as e:
-        sys.exit(f"slowconv: {e}")
+    except (ValueError, OSError, RuntimeError, AssertionError, ArithmeticError) as e:
+        sys.exit(f"slowconv: {e}".splitlines()[0])
     except KeyboardInterrupt:
         sys.exit(130)  # what a shell expects of an interrupted program
     if epochs == 0:

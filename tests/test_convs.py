@@ -1,18 +1,16 @@
 "conv, to_device and the lesson's CNN."
 
 import inspect
-import re
-from collections import OrderedDict, UserDict, defaultdict, namedtuple
-from collections.abc import MutableMapping
+from collections import OrderedDict, UserDict, namedtuple
+from collections.abc import Mapping
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
 
-from slowconv.convs import conv, def_device, find_device, get_model, init_weights, to_device
+from slowconv.convs import conv, def_device, get_model, init_weights, to_device
 
 
 @pytest.mark.parametrize(
@@ -58,14 +56,14 @@ def test_conv_is_the_layer_it_says():
 
 @pytest.mark.parametrize("ks", [0, 2, 4, 10])
 def test_even_ks(ks):
-    with pytest.raises(ValueError, match=f"ks={ks} is even"):
+    with pytest.raises(ValueError, match=f"conv: ks={ks}"):
         conv(1, 4, ks)
 
 
 def test_def_device_is_mps_else_cuda_else_cpu():
     best = "cuda" if torch.cuda.is_available() else "cpu"
     best = "mps" if torch.backends.mps.is_available() else best
-    assert torch.device(def_device).type == best
+    assert def_device == best and isinstance(def_device, str)
 
 
 class Here(torch.Tensor):
@@ -84,28 +82,6 @@ def here(*values):
 
 
 Pair = namedtuple("Pair", "left right")
-
-
-class UserMapping(MutableMapping):
-    "A mapping that keeps its values in an attribute, so that a shallow copy shares them."
-
-    def __init__(self, data):
-        self.data = data
-
-    def __getitem__(self, k):
-        return self.data[k]
-
-    def __setitem__(self, k, v):
-        self.data[k] = v
-
-    def __delitem__(self, k):
-        del self.data[k]
-
-    def __iter__(self):
-        return iter(self.data)
-
-    def __len__(self):
-        return len(self.data)
 
 
 leaves = st.one_of(
@@ -127,7 +103,6 @@ def containers(inner):
         st.builds(Pair, inner, inner),
         dicts,
         dicts.map(OrderedDict),
-        dicts.map(lambda d: defaultdict(list, d)),
         dicts.map(UserDict),
     )
 
@@ -141,12 +116,8 @@ def check_moved(old, new):
     if isinstance(old, (list, tuple)):
         assert type(new) is type(old) and len(new) == len(old)
         pairs = zip(old, new, strict=True)
-    elif isinstance(old, (dict, UserDict, UserMapping)):
-        kind = (
-            dict if isinstance(old, UserMapping) else type(old)
-        )  # it cannot be known how to make a new one
-        assert type(new) is kind and list(new) == list(old)
-        assert getattr(new, "default_factory", 0) is getattr(old, "default_factory", 0)
+    elif isinstance(old, Mapping):
+        assert type(new) is dict and list(new) == list(old)
         pairs = ((old[k], new[k]) for k in old)
     else:
         assert new is old
@@ -160,21 +131,9 @@ def test_to_device_moves_tensors_at_any_depth_and_keeps_all_else(x):
     check_moved(x, to_device(x, "cpu"))
 
 
-def test_to_device_leaves_a_mapping_of_ones_own_as_it_was():
-    x = UserMapping({"xb": here(1), "n": 3})
-    check_moved(x, to_device(x, "cpu"))
-
-
 def test_to_device_without_a_device_takes_def_device():
     moved = to_device([torch.ones(2)])[0].device
     assert moved.type == torch.device(def_device).type
-
-
-def test_to_device_moves_a_packed_sequence():
-    x = pack_sequence([torch.ones(3), torch.ones(2)])
-    got = to_device({"x": x}, "cpu")["x"]
-    assert type(got) is type(x)
-    torch.testing.assert_close(got.data, x.data)
 
 
 def test_to_device_keeps_a_torch_size():
@@ -183,18 +142,16 @@ def test_to_device_keeps_a_torch_size():
     assert torch.equal(got.values, torch.ones(3)) and torch.equal(got.indices, torch.arange(3))
 
 
-@pytest.mark.parametrize("device", ["gpu9", "cuda:99", "mps:42", "", "cpu0"])
-@pytest.mark.parametrize("x", [torch.ones(1), [], {"a": 1}, "no tensor at all"])
-def test_unknown_device(x, device):
-    with pytest.raises(ValueError, match=re.escape(repr(device))):
-        to_device(x, device)
+def test_what_is_there_already_costs_nothing():
+    x = {"xb": torch.ones(2), "more": [torch.ones(1)]}
+    got = to_device(x, "cpu")
+    assert got["xb"] is x["xb"] and got["more"][0] is x["more"][0]
 
 
-def test_find_device():
-    assert find_device("cpu") == torch.device("cpu")
-    assert find_device(torch.device("cpu")) == torch.device("cpu")
-    with pytest.raises(ValueError, match="gpu9.*try"):
-        find_device("gpu9")
+@pytest.mark.parametrize("device", ["gpu9", "cpu0"])
+def test_unknown_device(device):
+    with pytest.raises(RuntimeError, match=device):
+        to_device(torch.ones(1), device)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
