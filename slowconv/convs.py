@@ -48,9 +48,7 @@ def to_device(
     return x
 
 # %% ../nbs/02_convs.ipynb #71203c0b
-def init_weights(
-    m: nn.Module,  # only `nn.Conv2d` and `nn.Linear` are changed
-):
+def init_weights(m: nn.Module):  # only `nn.Conv2d` and `nn.Linear` are changed
     "Kaiming normal weights, zero biases, for `model.apply(init_weights)` (arxiv.org/abs/1502.01852)."
     if isinstance(m, (nn.Conv2d, nn.Linear)):
         nn.init.kaiming_normal_(m.weight)

@@ -105,14 +105,6 @@ def test_the_test_images_under_the_name_of_the_training_images(tmp_path, publish
         load_images("fashion_mnist", "train", folder)
 
 
-def test_a_system_folder_that_was_changed(tmp_path, monkeypatch):
-    known = data.known_sets["fashion_mnist"]._replace(system=str(make_folder(tmp_path)))
-    monkeypatch.setitem(data.known_sets, "fashion_mnist", known)
-    for source in (None, "system"):
-        with pytest.raises(ValueError, match="not the published Fashion-MNIST; install it again"):
-            fashion_mnist(source=source)
-
-
 def test_images_and_labels_of_unlike_number(tmp_path):
     folder = make_folder(tmp_path, gz="")
     write_idx(folder / "t10k-labels-idx1-ubyte", torch.zeros(9, dtype=torch.uint8))
