@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from slowconv.convs import def_device, get_model
 from slowconv.data import fashion_collate, fashion_mnist, load_images
-from slowconv.sources import find_source
+from slowconv.data import find_source
 from slowconv.training import fit
 
 titles = {

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from slowconv.convs import get_model
 from slowconv.data import fashion_mnist
-from slowconv.sources import find_source
+from slowconv.data import find_source
 from slowconv.training import fit
 
 original = {

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from slowconv.convs import get_model
 from slowconv.data import fashion_mnist, load_images
 from slowconv.fast import FastNet, peak, products
-from slowconv.sources import find_source
+from slowconv.data import find_source
 from slowconv.training import fit
 
 bs, lr = 256, 0.1

@@ -1,5 +1,5 @@
 # What `slowconv` hands on, and from where: read by lazy_loader, and by editors.
-from .animate import animate_conv as animate_conv
+from .show import animate_conv as animate_conv
 from .better import FlipShift as FlipShift
 from .better import Normalize as Normalize
 from .better import Residual as Residual

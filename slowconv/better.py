@@ -18,15 +18,17 @@ from .convs import conv, def_device, init_weights
 
 # %% ../nbs/06_better.ipynb #c7314ca9
 class Normalize(nn.Module):
-    "Inputs of mean 0 and deviation 1: a first layer that has nothing to learn."
+    "Shift and scale pixels to mean 0 and standard deviation 1; nothing to learn."
 
     def __init__(
         self,
-        mean,  # of the training set's pixels
-        std,  # their standard deviation
+        mean: float,  # of the training set's pixels
+        std: float,  # their standard deviation
     ):
         super().__init__()
-        self.mean, self.std = mean, std
+        # buffers move with the model; they are settings, not weights, so they are not saved
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(self, x):
         return (x - self.mean) / self.std
@@ -35,7 +37,7 @@ class Normalize(nn.Module):
 def with_batchnorm(
     model,  # any module with `nn.Sequential`s that end in a convolution and a ReLU, as `conv` makes them
 ):  # a copy, with `nn.BatchNorm2d` between each such convolution and its ReLU
-    "BatchNorm in the place of a bias."
+    "Replace the bias of each convolution before a ReLU by BatchNorm."
     model = copy.deepcopy(model)
     for m in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
         if [type(layer) for layer in m[-2:]] == [nn.Conv2d, nn.ReLU]:
@@ -45,11 +47,11 @@ def with_batchnorm(
 
 # %% ../nbs/06_better.ipynb #90958824
 class FlipShift(nn.Module):
-    "In training, every image of a batch mirrored or not and moved a little, each by its own choice."
+    "In training, flip and shift each image at random; in evaluation, do nothing."
 
     def __init__(
         self,
-        shift=2,  # at most so many pixels along rows and columns; what comes in is 0
+        shift: int = 2,  # at most this many pixels along rows and columns; zeros move in
     ):
         super().__init__()
         self.shift = shift
@@ -62,9 +64,8 @@ class FlipShift(nn.Module):
         corner = torch.randint(0, 2 * s + 1, (2, n, 1), device=x.device)  # of each image's window
         rows = corner[0] + torch.arange(h, device=x.device)  # [n,h]
         cols = corner[1] + torch.arange(w, device=x.device)  # [n,w]
-        wide = F.pad(x, (s, s, s, s)).movedim(
-            1, 3
-        )  # channels last, so that one index takes rows and columns
+        # channels last, so that one index takes rows and columns
+        wide = F.pad(x, (s, s, s, s)).movedim(1, 3)
         at = torch.arange(n, device=x.device)[:, None, None]
         return wide[at, rows[:, :, None], cols[:, None, :]].movedim(3, 1)
 
@@ -76,7 +77,7 @@ def separable(
     stride=2,  # step of the window, in pixels
     act=True,  # ReLU at the end?
 ):  # `nn.Sequential`: [N,ni,H,W] -> [N,nf,ceil(H/stride),ceil(W/stride)]
-    "A depthwise separable convolution in the place of `conv`. ValueError for an even `ks`."
+    "A depthwise separable convolution, to use in place of `conv`. ValueError for an even `ks`."
     if ks % 2 == 0:
         raise ValueError(
             f"separable: ks={ks} is even; padding=ks//2 keeps the size only for odd ks"

@@ -25,7 +25,7 @@ from slowconv.better import (
 )
 from slowconv.convs import conv, get_model
 from slowconv.data import load_images
-from slowconv.sources import find_source
+from slowconv.data import find_source
 
 root = Path(__file__).parents[1]
 

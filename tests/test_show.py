@@ -1,6 +1,9 @@
 "The drawing helpers: what is drawn is what was given."
 
+import base64
 import inspect
+import io
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,10 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from slowconv.show import (
+    animate_conv,
     as_image,
     get_grid,
+    show_history,
     show_image,
     show_images,
+    show_map,
     show_numbers,
     style,
     subplots,
@@ -173,3 +179,44 @@ def test_use_style_sets_the_style():
     with plt.rc_context():
         use_style()
         assert all(plt.rcParams[k] == v for k, v in style.items())
+
+
+def test_each_error_names_the_function_that_was_called():
+    bad = torch.zeros(2, 3, 4, 5)
+    for f in (show_image, show_map, show_numbers):
+        with pytest.raises(ValueError, match=rf"^{f.__name__}: shape \[2, 3, 4, 5\]"):
+            f(bad)
+    with pytest.raises(ValueError, match=r"^animate_conv: shape \[2, 3, 4, 5\]"):
+        animate_conv(bad, torch.ones(2, 2))
+
+
+def test_a_walk_has_a_picture_for_each_window():
+    html = animate_conv(torch.rand(5, 6), torch.ones(3, 2), stride=2, padding=1).data
+    gif = base64.b64decode(re.search('base64,([^"]+)', html)[1])
+    with Image.open(io.BytesIO(gif)) as im:
+        assert im.n_frames == 3 * 4
+    assert 'alt="A 3x2 window' in html
+    assert plt.get_fignums() == []
+
+
+def test_history_draws_itself():
+    history = [
+        {
+            "epoch": i,
+            "training loss": 2 - i,
+            "validation loss": 2.5 - i,
+            "validation mae": i,
+            "seconds": 3,
+        }
+        for i in range(2)
+    ]
+    axs = show_history(history)
+    drawn = {line.get_label(): list(line.get_ydata()) for ax in axs for line in ax.lines}
+    assert drawn == {
+        "training loss": [2, 1],
+        "validation loss": [2.5, 1.5],
+        "validation mae": [0, 1],
+    }
+    assert [bar.get_height() for bar in axs[2].patches] == [3, 3]
+    two = plt.subplots(1, 2)[1]
+    assert show_history(history, two) is two and all(ax.lines for ax in two)
