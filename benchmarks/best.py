@@ -7,15 +7,13 @@
 Results go to benchmarks/best.jsonl, trained weights to `--out`; what is there already is not run again.
 """
 
-import contextlib
-import io
 import json
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from better import split
+from better import loaders, split
 from fastcore.script import call_parse
 from safetensors.torch import load_file, save_file
 from torch import nn, optim
@@ -23,10 +21,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
 from slowconv.better import FlipShift, get_best_model, residual_net
-from slowconv.cache import cache_folder
-from slowconv.data import fashion_collate, fashion_mnist, load_images
-from slowconv.loaders import get_loaders
-from slowconv.training import evaluate, fit
+from slowconv.data import fashion_mnist, load_images
+from slowconv.training import fit, run_epoch
 
 here = Path(__file__).parent
 limit, epochs, seeds = 5274, 32, 5
@@ -50,9 +46,9 @@ def train(model, shift, lr, epochs, dls, tqdm_=False):
     assert n <= limit, f"{n} parameters"
     opt = optim.AdamW(model.parameters(), lr)
     sched = OneCycleLR(opt, lr, epochs * len(dls.train), pct_start=0.2, cycle_momentum=False)
-    whole = model if shift is None else nn.Sequential(FlipShift(shift), model)
-    with contextlib.redirect_stdout(io.StringIO()):
-        return fit(epochs, whole, F.cross_entropy, opt, *dls, tqdm_=tqdm_, sched=sched)
+    augmented = model if shift is None else nn.Sequential(FlipShift(shift), model)
+    args = epochs, augmented, F.cross_entropy, opt, *dls, tqdm_
+    return fit(*args, sched=sched, log=lambda line: None)
 
 
 def write(**row):
@@ -67,7 +63,7 @@ def rows(step):
 
 def choose(first, step, out):
     done = {r["candidate"] for r in rows("choose")}
-    dls = get_loaders(*split(), fashion_collate, 256, whole=True)
+    dls = loaders(*split(), 256)
     for name in tqdm([n for n in list(candidates)[first::step] if n not in done]):
         stages, shift, lr = candidates[name]
         torch.manual_seed(0)
@@ -79,7 +75,7 @@ def choose(first, step, out):
 
 def train_seeds(first, step, out):
     images, labels = load_images("fashion_mnist", "train")
-    whole = {"image": images, "label": labels}
+    everything = {"image": images, "label": labels}
     for seed in range(first, seeds, step):
         path = out / f"best-{seed}.safetensors"
         if path.exists():
@@ -87,7 +83,7 @@ def train_seeds(first, step, out):
         torch.manual_seed(seed)
         model = get_best_model(trained=False)
         few = {"image": images[:256], "label": labels[:256]}  # `fit` wants something to validate on
-        dls = get_loaders(whole, few, fashion_collate, 256, whole=True)
+        dls = loaders(everything, few, 256)
         start = time.perf_counter()
         train(model, 1, 0.02, epochs, dls, tqdm_=True)
         seconds = time.perf_counter() - start
@@ -106,8 +102,7 @@ def test(first, step, out):
         model.load_state_dict(load_file(path))
         with safe_open(path, "pt") as file:
             note = file.metadata()
-        with fashion_mnist() as dls:
-            loss, acc = evaluate(model, F.cross_entropy, dls.valid)
+        loss, acc = run_epoch(model, F.cross_entropy, fashion_mnist().valid)
         n = sum(p.numel() for p in model.parameters())
         write(
             step="test",
@@ -125,13 +120,12 @@ def test(first, step, out):
 @call_parse
 def main(
     what: str,  # choose, train or test
-    out: Path = None,  # folder of the trained weights; one in the cache without it
+    out: Path = Path("best"),  # folder of the trained weights
     first: int = 0,  # candidate or seed to begin with
     step: int = 1,  # and how many to go on: two processes share the work, with 0 and 1 and a step of 2
 ):
     "Choose, train or test."
     (here / "best.jsonl").touch()
-    out = out or cache_folder() / "best"
     out.mkdir(parents=True, exist_ok=True)
     if what == "test" and rows("test"):
         raise SystemExit("The test set was used already: benchmarks/best.jsonl has what it said.")

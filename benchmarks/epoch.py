@@ -1,13 +1,12 @@
-"""One epoch of the lesson's CNN, fed in five ways, side by side; then opening, memory and import.
+"""One epoch of the lesson's CNN, fed in five ways, side by side; then opening and import.
 
-    python benchmarks/epoch.py                             # five rounds, some four minutes on two cores
-    python benchmarks/epoch.py --rounds 2 --ways hand,fit  # a quick look
+    python benchmarks/epoch.py             # five rounds, some four minutes on two cores
+    python benchmarks/epoch.py --rounds 1  # a quick look
 
 Prints two tables, and writes them to benchmarks/epoch.md. Only the ratios carry over to another machine.
-Needs Linux or macOS, and a machine at rest: two threads with one free core are several times slower.
+Needs a machine at rest: two threads with one free core are several times slower.
 """
 
-import contextlib
 import io
 import os
 import platform
@@ -31,8 +30,7 @@ from torchvision.transforms import ToTensor
 from tqdm.auto import tqdm
 
 from slowconv.convs import def_device, get_model
-from slowconv.data import fashion_collate, fashion_mnist, load_images
-from slowconv.data import find_source
+from slowconv.data import fashion_collate, fashion_mnist, find_source, load_images
 from slowconv.training import fit
 
 titles = {
@@ -94,8 +92,7 @@ def by_hand(
 
 def by_fit(model, opt, dls):  # (mean validation loss, accuracy)
     "The same epoch by slowconv, its line not printed."
-    with contextlib.redirect_stdout(io.StringIO()):
-        return fit(1, model, F.cross_entropy, opt, *dls)
+    return fit(1, model, F.cross_entropy, opt, *dls, log=lambda line: None)
 
 
 def loaders(dss, **kwargs):  # two DataLoaders, the first of them shuffled
@@ -163,7 +160,7 @@ def check_same(splits, dls):
 
 
 def measure_epochs(splits, dls, names, rounds):  # way -> seconds, one per round
-    made = {name: make(splits) for name, make in loader_makers.items() if name in names}
+    made = {name: make(splits) for name, make in loader_makers.items()}
     feeds = {"hand": splits, "fit": dls, **made}
     seconds, losses = {name: [] for name in names}, {}
     with tqdm(total=rounds * len(names), desc="epochs") as bar:
@@ -191,25 +188,6 @@ def child(code):  # the numbers in the last line that it prints
     return [float(word) for word in done.stdout.splitlines()[-1].split()]
 
 
-# Linux hands ru_maxrss on from the process that starts this one; VmHWM is of this process alone.
-memory_code = f"""
-import resource, sys, torch
-def peak():
-    if sys.platform == "linux":
-        lines = open("/proc/self/status").read().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before = peak()
-from slowconv.convs import get_model
-from slowconv.data import fashion_mnist
-from slowconv.training import fit
-model = get_model()
-opt = torch.optim.SGD(model.parameters(), lr={lr})
-with fashion_mnist({bs}) as dls:
-    fit(6, model, torch.nn.functional.cross_entropy, opt, *dls)
-print((peak() - before) / 1e9)
-"""
-
 open_code = """
 from time import perf_counter
 from slowconv.data import fashion_mnist
@@ -231,7 +209,7 @@ print(perf_counter() - begin)
 
 def measure_rest(source, rounds):  # rows: what, figure, limit
     imports = ["import torch", "import slowconv", "from slowconv import fit, fashion_mnist"]
-    steps = tqdm(total=1 + rounds * (1 + len(imports)), desc="memory, opening, import")
+    steps = tqdm(total=rounds * (1 + len(imports)), desc="opening, import")
 
     def step(code):
         numbers = child(code)
@@ -239,7 +217,6 @@ def measure_rest(source, rounds):  # rows: what, figure, limit
         return numbers
 
     with steps:
-        (memory,) = step(memory_code)
         opened, seconds = [], []
         for _ in range(rounds):
             opened.append(step(open_code))
@@ -250,7 +227,6 @@ def measure_rest(source, rounds):  # rows: what, figure, limit
     return [
         (f"open the data ({source}), first time in a process", first, " s", 1.5),
         ("open it a second time", second, " s", 0.5),
-        ("peak memory of the six epochs, above `import torch`", memory, " GB", 1.2),
         (f"`{imports[1]}`, {unit}", bare, "", 1.1),
         (f"`{imports[2]}`, in the same units", full, "", 1.1),
     ]
@@ -261,15 +237,9 @@ def report(seconds, rest, sizes, busy):  # markdown
         name: [s / hand for s, hand in zip(secs, seconds["hand"], strict=True)]
         for name, secs in seconds.items()
     }
-    if "fit" in ratios:
-        what = "epoch by `fit`, in units of the hand-written loop"
-        rest = [(what, median(ratios["fit"]), "", 1.1), *rest]
+    what = "epoch by `fit`, in units of the hand-written loop"
+    rest = [(what, median(ratios["fit"]), "", 1.05), *rest]
     lines = [f"{machine()}; {busy}.", ""]
-    if sizes[0] < 60_000:
-        lines += [
-            "Only the sample inside slowconv was at hand; the limits are for the whole set.",
-            "",
-        ]
     lines += [
         f"One epoch of training on {sizes[0]:,} images and validation on {sizes[1]:,}, batches of {bs}; "
         f"medians of {len(seconds['hand'])} interleaved rounds:",
@@ -290,21 +260,17 @@ def report(seconds, rest, sizes, busy):  # markdown
 @call_parse
 def main(
     rounds: int = 5,  # how often to measure each
-    ways: str = "hand,fit,tensors,torchvision,datasets",  # which ways; "hand" is always one of them
 ):
-    "Measure an epoch by several ways, then opening, memory and import."
-    asked = ways.split(",")
-    if rounds < 1 or not set(asked) <= set(titles):
-        known = ",".join(titles)
-        sys.exit(f"epoch: --rounds {rounds} --ways {ways}: expected 1 or more, and some of {known}")
-    names = [name for name in titles if name == "hand" or name in asked]
+    "Measure an epoch by several ways, then opening and import."
+    if rounds < 1:
+        sys.exit(f"epoch: --rounds {rounds}: expected 1 or more")
     source = find_source("fashion_mnist")
     busy = f"load average {os.getloadavg()[0]:.1f} before the run"
     rest = measure_rest(source, rounds)
     splits = [load_images("fashion_mnist", split, source) for split in ("train", "test")]
-    with contextlib.redirect_stdout(sys.stderr), fashion_mnist(bs, source=source) as dls:
-        check_same(splits, dls)
-        seconds = measure_epochs(splits, dls, names, rounds)
+    dls = fashion_mnist(bs, source=source)
+    check_same(splits, dls)
+    seconds = measure_epochs(splits, dls, list(titles), rounds)
     text = report(seconds, rest, [len(images) for images, _ in splits], busy)
     print(text, end="")
     (Path(__file__).parent / "epoch.md").write_text(text, encoding="utf-8")

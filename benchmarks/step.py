@@ -8,9 +8,7 @@ machine with a CUDA device, PyTorch's ways run there too, with cuDNN; ours runs 
 machine at rest: two threads with one free core are many times slower than one.
 """
 
-import contextlib
 import copy
-import io
 import os
 import platform
 import subprocess
@@ -28,9 +26,8 @@ from torch import optim
 from tqdm.auto import tqdm
 
 from slowconv.convs import get_model
-from slowconv.data import fashion_mnist, load_images
+from slowconv.data import fashion_mnist, find_source, load_images
 from slowconv.fast import FastNet, peak, products
-from slowconv.data import find_source
 from slowconv.training import fit
 
 bs, lr = 256, 0.1
@@ -138,20 +135,13 @@ def measure_steps(nets, batch, n):  # way -> seconds of each step
 
 def measure_epochs(nets, source, n):  # way -> seconds of each epoch, with its validation
     seconds = {way: [] for way in nets}
-    with (
-        fashion_mnist(bs, source=source) as dls,
-        tqdm(total=(n + 1) * len(nets), desc="epochs") as bar,
-    ):
-        for i in range(n + 1):
-            for way, net in nets.items():
-                opt = optim.SGD(net.parameters(), lr=lr)
-                with contextlib.redirect_stdout(io.StringIO()):
-                    result = fit(1, net, F.cross_entropy, opt, *dls)
-                if (
-                    i
-                ):  # the first of each does not count: compiled code meets the last, smaller batch
-                    seconds[way].append(result.history[0]["seconds"])
-                bar.update()
+    dls = fashion_mnist(bs, source=source)
+    for i in tqdm(range(n + 1), "epochs"):
+        for way, net in nets.items():
+            opt = optim.SGD(net.parameters(), lr=lr)
+            result = fit(1, net, F.cross_entropy, opt, *dls, log=lambda line: None)
+            if i:  # the first does not count: compiled code meets the last, smaller batch
+                seconds[way].append(result.history[0]["seconds"])
     return seconds
 
 
@@ -194,15 +184,10 @@ def report(steps, epochs, compiling, share, busy):  # markdown
 def main(
     steps: int = 300,  # how many steps of each way
     epochs: int = 5,  # how many epochs of each way; 0 for none
-    threads: int = 0,  # how many threads; 0 for as many as torch takes by itself
 ):
     "Measure a step and an epoch."
-    if steps < 1 or epochs < 0 or threads < 0:
-        sys.exit(
-            f"step: --steps {steps} --epochs {epochs} --threads {threads}: expected 1, 0, 0 or more"
-        )
-    if threads:
-        torch.set_num_threads(threads)
+    if steps < 1 or epochs < 0:
+        sys.exit(f"step: --steps {steps} --epochs {epochs}: expected at least 1 and 0")
     busy = f"load average {os.getloadavg()[0]:.1f} before the run"
     source = find_source("fashion_mnist")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
