@@ -273,8 +273,10 @@ FORWARD, BACKWARD = (0,), (0, 0)  # again two lengths: each direction is compile
 
 
 @inlined
-def pixel(way, rows, target, t, source, s, steps, w, v, wsteps, extra, j, relu, n, nr, nc):
+def pixel(way, rows, where, counts, relu):
     "One pixel of as many channels as `rows` is long: a sum over source channels and taps."
+    target, t, source, s, steps, w, v, wsteps, extra, j = where
+    n, nr, nc = counts
     if len(way) == 1:
         acc = spread(extra, j, 1, rows, FULL)
     else:
@@ -314,45 +316,12 @@ def slide(way, target, source, w, extra, relu, layer):
             s, v, j = (sr * scols + sc) * IMAGES, k * kw + m, 0
             while j < channels:
                 t, q = (r * cols + c) * IMAGES + j * tsize, v + j * wsteps[1]
+                where = target, t, source, s, steps, w, q, wsteps, extra, j
                 if j + 4 <= channels:
-                    pixel(
-                        way,
-                        FOUR,
-                        target,
-                        t,
-                        source,
-                        s,
-                        steps,
-                        w,
-                        q,
-                        wsteps,
-                        extra,
-                        j,
-                        relu,
-                        n,
-                        nr,
-                        nc,
-                    )
+                    pixel(way, FOUR, where, (n, nr, nc), relu)
                     j += 4
                 else:
-                    pixel(
-                        way,
-                        ONE,
-                        target,
-                        t,
-                        source,
-                        s,
-                        steps,
-                        w,
-                        q,
-                        wsteps,
-                        extra,
-                        j,
-                        relu,
-                        n,
-                        nr,
-                        nc,
-                    )
+                    pixel(way, ONE, where, (n, nr, nc), relu)
                     j += 1
 
 # %% ../nbs/10_numba.ipynb #82948a21
@@ -468,10 +437,8 @@ def backward(grad, gx, gy, weights, maps, plan):
     total(grad, gweights, plan)
 
 # %% ../nbs/10_numba.ipynb #2d504a0a
-_one, _process = (
-    Lock(),
-    os.getpid(),
-)  # not all of the ways that Numba has to share work can serve two at once
+# not all of the ways that Numba has to share work can serve two at once
+_one, _process = Lock(), os.getpid()
 
 
 def on_threads(
