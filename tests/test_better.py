@@ -24,8 +24,7 @@ from slowconv.better import (
     with_batchnorm,
 )
 from slowconv.convs import conv, get_model
-from slowconv.data import load_images
-from slowconv.data import find_source
+from slowconv.data import find_source, load_images
 
 root = Path(__file__).parents[1]
 
