@@ -1,5 +1,4 @@
 # What `slowconv` hands on, and from where: read by lazy_loader, and by editors.
-from .show import animate_conv as animate_conv
 from .better import FlipShift as FlipShift
 from .better import Normalize as Normalize
 from .better import Residual as Residual
@@ -13,13 +12,17 @@ from .convs import def_device as def_device
 from .convs import get_model as get_model
 from .convs import init_weights as init_weights
 from .convs import to_device as to_device
+from .data import ColumnDataset as ColumnDataset
+from .data import DataLoaders as DataLoaders
 from .data import fashion_classes as fashion_classes
 from .data import fashion_collate as fashion_collate
 from .data import fashion_mnist as fashion_mnist
 from .data import fashion_sample as fashion_sample
+from .data import find_source as find_source
 from .data import get_dls_from_dataset_dict as get_dls_from_dataset_dict
 from .data import load_images as load_images
 from .data import mnist as mnist
+from .data import read_idx as read_idx
 from .explore import ConvExplorer as ConvExplorer
 from .explore import usual_kernels as usual_kernels
 from .inside import ReceptiveField as ReceptiveField
@@ -36,8 +39,7 @@ from .kernels import im2col as im2col
 from .kernels import left_edge as left_edge
 from .kernels import out_size as out_size
 from .kernels import top_edge as top_edge
-from .data import ColumnDataset as ColumnDataset
-from .data import DataLoaders as DataLoaders
+from .show import animate_conv as animate_conv
 from .show import get_grid as get_grid
 from .show import show_history as show_history
 from .show import show_image as show_image
@@ -46,9 +48,7 @@ from .show import show_map as show_map
 from .show import show_numbers as show_numbers
 from .show import subplots as subplots
 from .show import use_style as use_style
-from .data import find_source as find_source
-from .data import read_idx as read_idx
 from .training import FitResult as FitResult
 from .training import accuracy as accuracy
-from .training import run_epoch as run_epoch
 from .training import fit as fit
+from .training import run_epoch as run_epoch
