@@ -53,7 +53,7 @@ def test_star_import_of_a_module():
 def test_no_module_imports_from_one_below_it():
     order = (
         "show kernels explore animate convs cache sources loaders data processes checkpoint training "
-        "inside better fast exercises command"
+        "inside better fast puzzles command"
     ).split()
     for i, module in enumerate(order):
         text = (root / "slowconv" / f"{module}.py").read_text()
