@@ -58,7 +58,7 @@ def label(path, nb):  # its entry there: the title, after the number if there is
     return f"{number[0]} {heading(nb)[0]}" if number else heading(nb)[0]
 
 
-def anchor(module, name):  # targets know no capitals: `Puzzle` and `puzzle` need two
+def anchor(module, name):  # targets know no capitals
     return f"source-{module}-{name}" + ("" if name.islower() else "-capital")
 
 

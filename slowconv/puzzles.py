@@ -55,13 +55,13 @@ def numbers(*shape, step=1.0):
     "Strategy for a tensor of this shape."
     return ints(0, 9999).map(lambda seed: fill(shape, seed, step))
 
-# %% ../nbs/93_puzzles.ipynb #b340a61a
+# %% ../nbs/93_puzzles.ipynb #a4df07e9
 @st.composite
 def shaped(draw, **shapes):
     'Strategy for tensors of shapes such as img="HW", kernel="hw"; other arguments are strategies.'
     letters = "".join(v for v in shapes.values() if isinstance(v, str))
     size = {k: draw(ints(1, 4)) for k in dict.fromkeys(letters.lower())}
-    size |= {k: size[k.lower()] + draw(ints(0, 3)) for k in "HW" if k in letters}
+    size |= {k: size[k.lower()] + draw(ints(0, 5)) for k in "HW" if k in letters}
     return {
         name: draw(numbers(*map(size.get, v)) if isinstance(v, str) else v)
         for name, v in shapes.items()
@@ -476,11 +476,11 @@ puzzles["dilated_size"] = Puzzle(
     draw_windows,
 )
 
-# %% ../nbs/93_puzzles.ipynb #c2d7b7e9
+# %% ../nbs/93_puzzles.ipynb #5213699e
 @st.composite
 def image_and_size(draw, layouts=("as usual",)):
     "Strategy for an image, which may lie in memory in an unusual way, and the side of a window."
-    ks = draw(ints(1, 4))
+    ks = draw(ints(1, 5))
     img = draw(numbers(ks + draw(ints(0, 4)), ks + draw(ints(0, 4))))
     layout = draw(st.sampled_from(layouts))
     if layout == "by columns":
@@ -489,7 +489,7 @@ def image_and_size(draw, layouts=("as usual",)):
         img = F.pad(img, (1, 1, 1, 0))[1:, 1:-1]
     return {"img": img, "ks": ks}
 
-# %% ../nbs/93_puzzles.ipynb #3be272d9
+# %% ../nbs/93_puzzles.ipynb #e6b73351
 puzzles["im2col"] = Puzzle(
     image_and_size(),
     "A pixel stands in up to ks * ks rows. That is the price of having one matrix product "
@@ -503,7 +503,7 @@ puzzles["conv_unfold"] = Puzzle(
     ("a loop", *convs),
 )
 puzzles["conv_stride"] = Puzzle(
-    shaped(img="HW", kernel="hw", stride=ints(1, 4)),
+    shaped(img="HW", kernel="hw", stride=ints(1, 5)),
     "A stride only leaves out windows: the numbers that remain are the same. Computing them all and "
     "taking some away costs stride * stride times as much.",
     ("a loop", *convs),
