@@ -1,6 +1,5 @@
 "From a DatasetDict to batches: any set, any collate function, decoded once where it fits."
 
-import inspect
 import pickle
 import warnings
 from functools import partial
@@ -24,25 +23,7 @@ from slowconv.data import (
     get_columns,
     get_dls_from_dataset_dict,
     load_images,
-    mnist,
 )
-
-
-@pytest.mark.parametrize(
-    "f, want",
-    [
-        (get_dls_from_dataset_dict, {"dsd": ..., "collate_fn": default_collate, "bs": 32}),
-        (fashion_collate, {"examples": ...}),
-        (fashion_mnist, {"bs": 256}),
-        (mnist, {"bs": 256}),
-    ],
-)
-def test_signatures_are_the_contract(f, want):
-    params = inspect.signature(f).parameters.values()
-    positional = [p for p in params if p.kind is not p.KEYWORD_ONLY]
-    assert {p.name: ... if p.default is p.empty else p.default for p in positional} == want
-    assert [p.name for p in positional] == list(want)
-
 
 # fashion_collate
 

@@ -1,6 +1,7 @@
 "The project itself: what is generated is up to date, what is promised is there."
 
 import filecmp
+import inspect
 import json
 import re
 import runpy
@@ -44,6 +45,31 @@ def test_public_names_are_the_modules_own():
     for module, name in handed_on:
         assert name in import_module(f"slowconv.{module}").__all__
         assert getattr(slowconv, name) is getattr(import_module(f"slowconv.{module}"), name)
+
+
+contract = {
+    "apply_kernel": "row, col, img, kernel",
+    "conv": "ni, nf, ks=3, stride=2, act=True",
+    "to_device": "x, device='cpu'",
+    "get_model": "",
+    "get_dls_from_dataset_dict": "dsd, collate_fn=default_collate, bs=32",
+    "fashion_collate": "examples",
+    "fashion_mnist": "bs=256",
+    "mnist": "bs=256",
+    "accuracy": "y, y_pred",
+    "fit": "epochs, model, loss_func, opt, train_dl, valid_dl, tqdm_=False",
+}
+
+
+@pytest.mark.parametrize("name", contract)
+def test_positions_names_and_defaults_are_the_contract(name):
+    def written(p):
+        default = getattr(p.default, "__name__", repr(p.default))
+        return p.name if p.default is p.empty else f"{p.name}={default}"
+
+    params = inspect.signature(getattr(slowconv, name)).parameters.values()
+    positional = ", ".join(written(p) for p in params if p.kind is not p.KEYWORD_ONLY)
+    assert positional == contract[name].replace("'cpu'", repr(slowconv.def_device))
 
 
 def test_star_import_dir_and_help_need_no_extra():
