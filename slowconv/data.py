@@ -192,8 +192,8 @@ def get_dls_from_dataset_dict(
     num_workers: int = 0,  # processes that load; for data in memory 0 is fastest
 ) -> DataLoaders:  # (train, valid)
     "Make batches of a `DatasetDict`: decoded once where that fits into memory, train shuffled."
-    if not isinstance(dsd, Mapping):
-        raise TypeError(f"get_dls_from_dataset_dict: got {type(dsd).__name__}, not a DatasetDict")
+    if not isinstance(dsd, Mapping) or not all(hasattr(ds, "with_format") for ds in dsd.values()):
+        raise TypeError(f"get_dls_from_dataset_dict: expected a DatasetDict, got {dsd!r:.60}")
     splits = ["train", "validation" if "validation" in dsd else "test"]
     for split in splits:
         if split not in dsd:

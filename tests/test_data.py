@@ -324,9 +324,18 @@ def test_a_dataset_dict_that_will_not_do(dsd, case):
         get_dls_from_dataset_dict(make(dsd))
 
 
-@pytest.mark.parametrize("x", ["fashion_mnist", None, [1], datasets.Dataset.from_dict({"a": [1]})])
+@pytest.mark.parametrize(
+    "x",
+    [
+        "fashion_mnist",
+        None,
+        [1],
+        {"train": [1], "test": [2]},
+        datasets.Dataset.from_dict({"a": [1]}),
+    ],
+)
 def test_no_dataset_dict_at_all(x):
-    with pytest.raises(TypeError, match=f"got {type(x).__name__}"):
+    with pytest.raises(TypeError, match="expected a DatasetDict, got "):
         get_dls_from_dataset_dict(x)
 
 
