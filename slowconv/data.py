@@ -306,9 +306,9 @@ def get_hub_file(name, split):  # path of a Parquet file
         return cached
     try:
         if not hub.constants.HF_HUB_OFFLINE:
-            # one short question first: offline, hf_hub_download alone would try for 24 seconds
-            request = urllib.request.Request(hub.hf_hub_url(**where), method="HEAD")
-            urllib.request.urlopen(request, timeout=4).close()
+            # ask for one byte first: without a network, hf_hub_download alone tries for 24 seconds
+            first = urllib.request.Request(hub.hf_hub_url(**where), headers={"Range": "bytes=0-0"})
+            urllib.request.urlopen(first, timeout=4).read(1)
         return hub.hf_hub_download(**where, etag_timeout=4)
     except Exception as e:
         raise ConnectionError(f"the Hugging Face hub did not send it ({e!r:.160})") from e
@@ -328,10 +328,13 @@ def load_from_hub(name, split):
         if check_images(path, name, split, columns["image"], columns["label"]):
             return columns
     file = get_hub_file(name, split)
-    columns = get_columns(datasets.Dataset(pq.read_table(file)))
-    columns["image"] = columns["image"].squeeze(1)
-    if not check_images(file, name, split, columns["image"], columns["label"]):
-        raise ValueError(f"{file}: not the published images; remove it and try again")
+    try:
+        columns = get_columns(datasets.Dataset(pq.read_table(file)))
+        columns["image"] = columns["image"].squeeze(1)
+        if not check_images("hub", name, split, columns["image"], columns["label"]):
+            raise ValueError("not the published images")
+    except ValueError as e:
+        raise ValueError(f"{file}: {e}; remove it and try again") from e
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(columns, f"{path}.{os.getpid()}")
