@@ -108,14 +108,15 @@ def get_columns(
         columns[name] = v.new_empty(len(ds), *v.shape) if torch.is_tensor(v) else [None] * len(ds)
     for i, example in enumerate(tqdm(ds, "decoding", leave=False, delay=1)):
         for name, v in as_example(example).items():
-            if (got := describe(v)) != (want := describe(first[name])):
-                raise ValueError(f"column {name!r} is {want} in row 0, {got} in row {i}")
+            if describe(v) != describe(first[name]):
+                kinds = f"{describe(first[name])} in row 0, {describe(v)} in row {i}"
+                raise ValueError(f"column {name!r}: {kinds}")
             columns[name][i] = v
     return columns
 
 
 def describe(v):
-    return f"{v.dtype} {list(v.shape)}" if torch.is_tensor(v) else type(v).__name__
+    return (v.dtype, *v.shape) if torch.is_tensor(v) else type(v).__name__
 
 # %% ../nbs/03_data.ipynb #f91d85d1
 class Rows(Sequence):
