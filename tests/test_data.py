@@ -227,9 +227,7 @@ def test_a_palette_is_not_grey(dsd):
     xb, _ = next(iter(get_dls_from_dataset_dict(make_dsd([coloured] * 2), fashion_collate).valid))
     want = torch.tensor(np.array(coloured.convert("RGB"))).permute(2, 0, 1) / 255
     torch.testing.assert_close(xb[1], want)
-    dls = slow_way(
-        make_dsd([grey, coloured]), fashion_collate, r"1, 9, 7\) in row 0, .* in row 1"
-    )
+    dls = slow_way(make_dsd([grey, coloured]), fashion_collate, r"1, 9, 7\) in row 0, .* in row 1")
     with pytest.raises(RuntimeError, match="equal size"):
         next(iter(dls.valid))
 
