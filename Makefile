@@ -10,7 +10,7 @@ train: .venv/.installed
 	$(BIN)/slowconv
 
 lab: .venv/.installed-lab
-	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(BIN)/jupyter lab --ServerApp.root_dir=. nbs/index.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # Two lessons at a time, a thread each: threads that wait for each other are slower than none.
 test: .venv/.installed-dev
@@ -26,10 +26,10 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/nbdev-test --save nbs/index.ipynb
 	$(BIN)/nbdev-clean
-	$(BIN)/python scripts/readme.py
+	$(BIN)/python docs/readme.py
 
 readme: .venv/.installed-dev
-	$(BIN)/python scripts/readme.py
+	$(BIN)/python docs/readme.py
 
 # What the site is made of is in docs/build.py.
 docs: .venv/.installed-docs
@@ -40,8 +40,8 @@ clean:
 
 # uv installs in seconds where pip takes minutes, and environments share their files on disk.
 .venv/.uv:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
-	  { echo "slowconv needs Python 3.10 or newer as '$(PYTHON)'; name another with: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "slowconv needs Python 3.11 or newer as '$(PYTHON)'; name another with: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "Python's venv is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv

@@ -29,5 +29,5 @@ setup(
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
     },
     packages=[cfg["lib_name"]],
-    package_data={cfg["lib_name"]: ["*.pyi", "*.html", "*.safetensors", "sample/*"]},
+    package_data={cfg["lib_name"]: ["py.typed", "*.pyi", "*.html", "*.safetensors", "sample/*"]},
 )

@@ -14,10 +14,8 @@ import sys
 import tokenize
 from pathlib import Path
 
-if sys.version_info < (3, 11):
-    sys.exit("The site needs Python 3.11 or newer, as Sphinx 9 does: make PYTHON=python3.12 docs")
-
 from nbdev.serve import proc_nbs
+from readme import from_root
 from sphinx.cmd.build import build_main
 
 docs = Path(__file__).parent.resolve()
@@ -203,15 +201,26 @@ def stage(folder):
 
     write(folder / "api.md", api(modules))
     toc["Reference"].append("api")
-    for path in sorted(root.glob("benchmarks/*.md")):
-        text = f"# Measured: {path.stem}\n\n{path.read_text(encoding='utf-8')}"
-        write(folder / "benchmarks" / path.name, text)
-        toc["Reference"].append(f"benchmarks/{path.stem}")
+    for path in [
+        *sorted(root.glob("benchmarks/*.md")),
+        root / "CONTRIBUTING.md",
+        root / "CHANGELOG.md",
+    ]:
+        text, at = path.read_text(encoding="utf-8"), path.relative_to(root)
+        title = "" if text.startswith("# ") else f"# Measured: {path.stem}\n\n"
+        write(folder / at, title + text)
+        toc["Reference"].append(str(at.with_suffix("")))
 
     front = read(processed / "index.ipynb")
     translate(front)
     for cell in front["cells"]:  # it stands where README.md does
-        cell["source"] = cell["source"].replace("](../", "](")
+        cell["source"] = (
+            from_root(cell["source"]) if cell["cell_type"] == "markdown" else cell["source"]
+        )
+        for data in [
+            o["data"] for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})
+        ]:
+            data["text/markdown"] = from_root("".join(data["text/markdown"]))
     copy_linked(front, Path("index.ipynb"), folder)
     at, title, _ = next(iter(modules.values()))
     begin = f'<a class="begin" href="{at.with_suffix(".html")}">Begin with {title}</a>'

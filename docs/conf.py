@@ -1,10 +1,10 @@
 "How Sphinx makes the pages; docs/build.py prepares what it reads."
 
 import re
+import tomllib
 from configparser import ConfigParser
 from pathlib import Path
 
-import tomllib
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.transforms.post_transforms import SphinxPostTransform

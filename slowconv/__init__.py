@@ -1,7 +1,7 @@
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# A name is loaded when it is first used: `import slowconv` costs next to nothing, and who draws nothing loads no plots.
-# Which names there are, and from where, stands in __init__.pyi.
+# Names load on first use: `import slowconv` costs next to nothing, and matplotlib is only imported if you plot.
+# __init__.pyi says which names there are, and from where.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

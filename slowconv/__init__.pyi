@@ -1,31 +1,19 @@
-# What `slowconv` hands on, and from where: read by lazy_loader, and by editors.
-from .better import FlipShift as FlipShift
-from .better import Normalize as Normalize
-from .better import Residual as Residual
+# The names that `slowconv` offers, and where each comes from: read by lazy_loader, and by editors.
 from .better import get_best_model as get_best_model
-from .better import pooled_head as pooled_head
-from .better import residual_net as residual_net
-from .better import separable as separable
-from .better import with_batchnorm as with_batchnorm
 from .convs import conv as conv
 from .convs import def_device as def_device
 from .convs import get_model as get_model
 from .convs import init_weights as init_weights
 from .convs import to_device as to_device
-from .data import ColumnDataset as ColumnDataset
 from .data import DataLoaders as DataLoaders
 from .data import fashion_classes as fashion_classes
 from .data import fashion_collate as fashion_collate
 from .data import fashion_mnist as fashion_mnist
 from .data import fashion_sample as fashion_sample
-from .data import find_source as find_source
 from .data import get_dls_from_dataset_dict as get_dls_from_dataset_dict
 from .data import load_images as load_images
 from .data import mnist as mnist
-from .data import read_idx as read_idx
 from .explore import ConvExplorer as ConvExplorer
-from .explore import usual_kernels as usual_kernels
-from .inside import ReceptiveField as ReceptiveField
 from .inside import layer_table as layer_table
 from .inside import receptive_field as receptive_field
 from .inside import seen_pixels as seen_pixels
@@ -40,7 +28,6 @@ from .kernels import left_edge as left_edge
 from .kernels import out_size as out_size
 from .kernels import top_edge as top_edge
 from .show import animate_conv as animate_conv
-from .show import get_grid as get_grid
 from .show import show_history as show_history
 from .show import show_image as show_image
 from .show import show_images as show_images

@@ -168,7 +168,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'slowconv.puzzles.write': ('puzzles.html#write', 'slowconv/puzzles.py')},
             'slowconv.show': { 'slowconv.show.animate_conv': ('show.html#animate_conv', 'slowconv/show.py'),
                                'slowconv.show.as_image': ('show.html#as_image', 'slowconv/show.py'),
-                               'slowconv.show.get_grid': ('show.html#get_grid', 'slowconv/show.py'),
                                'slowconv.show.get_vmax': ('show.html#get_vmax', 'slowconv/show.py'),
                                'slowconv.show.show_history': ('show.html#show_history', 'slowconv/show.py'),
                                'slowconv.show.show_image': ('show.html#show_image', 'slowconv/show.py'),

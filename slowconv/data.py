@@ -108,14 +108,15 @@ def get_columns(
         columns[name] = v.new_empty(len(ds), *v.shape) if torch.is_tensor(v) else [None] * len(ds)
     for i, example in enumerate(tqdm(ds, "decoding", leave=False, delay=1)):
         for name, v in as_example(example).items():
-            if (got := describe(v)) != (want := describe(first[name])):
-                raise ValueError(f"column {name!r} is {want} in row 0, {got} in row {i}")
+            if describe(v) != describe(first[name]):
+                kinds = f"{describe(first[name])} in row 0, {describe(v)} in row {i}"
+                raise ValueError(f"column {name!r}: {kinds}")
             columns[name][i] = v
     return columns
 
 
 def describe(v):
-    return f"{v.dtype} {list(v.shape)}" if torch.is_tensor(v) else type(v).__name__
+    return (v.dtype, *v.shape) if torch.is_tensor(v) else type(v).__name__
 
 # %% ../nbs/03_data.ipynb #f91d85d1
 class Rows(Sequence):
@@ -192,8 +193,8 @@ def get_dls_from_dataset_dict(
     num_workers: int = 0,  # processes that load; for data in memory 0 is fastest
 ) -> DataLoaders:  # (train, valid)
     "Make batches of a `DatasetDict`: decoded once where that fits into memory, train shuffled."
-    if not isinstance(dsd, Mapping):
-        raise TypeError(f"get_dls_from_dataset_dict: got {type(dsd).__name__}, not a DatasetDict")
+    if not isinstance(dsd, Mapping) or not all(hasattr(ds, "with_format") for ds in dsd.values()):
+        raise TypeError(f"get_dls_from_dataset_dict: expected a DatasetDict, got {dsd!r:.60}")
     splits = ["train", "validation" if "validation" in dsd else "test"]
     for split in splits:
         if split not in dsd:
@@ -306,9 +307,9 @@ def get_hub_file(name, split):  # path of a Parquet file
         return cached
     try:
         if not hub.constants.HF_HUB_OFFLINE:
-            # one short question first: offline, hf_hub_download alone would try for 24 seconds
-            request = urllib.request.Request(hub.hf_hub_url(**where), method="HEAD")
-            urllib.request.urlopen(request, timeout=4).close()
+            # ask for one byte first: without a network, hf_hub_download alone tries for 24 seconds
+            first = urllib.request.Request(hub.hf_hub_url(**where), headers={"Range": "bytes=0-0"})
+            urllib.request.urlopen(first, timeout=4).read(1)
         return hub.hf_hub_download(**where, etag_timeout=4)
     except Exception as e:
         raise ConnectionError(f"the Hugging Face hub did not send it ({e!r:.160})") from e
@@ -328,10 +329,13 @@ def load_from_hub(name, split):
         if check_images(path, name, split, columns["image"], columns["label"]):
             return columns
     file = get_hub_file(name, split)
-    columns = get_columns(datasets.Dataset(pq.read_table(file)))
-    columns["image"] = columns["image"].squeeze(1)
-    if not check_images(file, name, split, columns["image"], columns["label"]):
-        raise ValueError(f"{file}: not the published images; remove it and try again")
+    try:
+        columns = get_columns(datasets.Dataset(pq.read_table(file)))
+        columns["image"] = columns["image"].squeeze(1)
+        if not check_images("hub", name, split, columns["image"], columns["label"]):
+            raise ValueError("not the published images")
+    except ValueError as e:
+        raise ValueError(f"{file}: {e}; remove it and try again") from e
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(columns, f"{path}.{os.getpid()}")

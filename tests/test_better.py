@@ -15,10 +15,7 @@ from torch import nn
 import slowconv
 from slowconv.better import (
     FlipShift,
-    Normalize,
-    Residual,
     get_best_model,
-    pooled_head,
     residual_net,
     separable,
     with_batchnorm,
@@ -27,13 +24,6 @@ from slowconv.convs import conv, get_model
 from slowconv.data import find_source, load_images
 
 root = Path(__file__).parents[1]
-
-
-def test_normalize():
-    x = torch.rand(500, 1, 5, 5) * 3 + 2
-    y = Normalize(x.mean().item(), x.std().item())(x)
-    assert y.mean().item() == pytest.approx(0, abs=1e-5)
-    assert y.std().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_batchnorm_stands_between_convolution_and_relu():
@@ -118,24 +108,6 @@ def test_separable_stands_where_a_conv_stands(ni, nf, ks, stride, act, size):
     assert model(x).shape == conv(ni, nf, ks, stride, act)(x).shape
     assert isinstance(model[-1], nn.ReLU) == act
     assert sum(p.numel() for p in model.parameters()) == ni * ks**2 + ni * nf + nf
-
-
-@pytest.mark.parametrize("ks", [2, 4])
-def test_separable_of_an_even_kernel(ks):
-    with pytest.raises(ValueError, match=f"ks={ks} is even"):
-        separable(1, 1, ks)
-
-
-def test_residual_adds_what_came_in():
-    x = torch.randn(2, 3, 5, 4)
-    layer = Residual(nn.Conv2d(3, 3, 1), nn.ReLU())
-    torch.testing.assert_close(layer(x), x + layer[1](layer[0](x)))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (4, 7)])
-def test_pooled_head(size):
-    head, x = pooled_head(5, 3), torch.randn(2, 5, *size)
-    torch.testing.assert_close(head(x), head[-1](x.mean((2, 3))))
 
 
 def test_batchnorm_also_within_residual_blocks():

@@ -1,6 +1,5 @@
 "The command `slowconv`: what it prints, what it writes, and how it says no."
 
-import inspect
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from slowconv.data import fashion_classes, fashion_mnist
 from slowconv.training import fit
 
 here = Path(sys.executable).parent
-command = shutil.which("slowconv", path=str(here)) or shutil.which("slowconv")
+command = shutil.which("slowconv", path=str(here))
 
 
 def slowconv(*args, **env):
@@ -32,13 +31,6 @@ def slowconv(*args, **env):
     return subprocess.run(
         [command, *map(str, args)], capture_output=True, text=True, timeout=120, env=env
     )
-
-
-def test_options_are_those_of_the_issue():
-    params = inspect.signature(main).parameters
-    assert list(params) == ["epochs", "bs", "lr", "seed", "source", "device", "out"]
-    defaults = {k: params[k].default for k in ("epochs", "lr", "seed", "source", "device")}
-    assert defaults == {"epochs": 6, "lr": 0.1, "seed": 42, "source": None, "device": None}
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +67,6 @@ def test_the_command_leaves_two_files_and_no_more(trained):
         assert len(im.convert("L").getcolors()) > 50  # more than an empty page
 
 
-def test_the_weights_fit_the_model(trained):
-    done, out = trained
-    model = get_model()
-    model.load_state_dict(load_file(out / "slowconv.safetensors"))
-    acc = float(re.search(r"accuracy=(\d\.\d\d)", done.stdout)[1])
-    with fashion_mnist(32, source="sample") as dls:
-        loss, again = fit(0, model, F.cross_entropy, None, *dls)
-    assert again == pytest.approx(acc, abs=0.0051)
-    assert acc > 0.4
-
-
 bad = {
     "epochs": ["-1", "epochs=-1"],
     "lr": ["nan", "lr nan"],
@@ -110,12 +91,6 @@ def test_a_bad_value_is_one_line(name, tmp_path):
         main(**{"source": "sample", "out": str(tmp_path), name: kind(value)})
     one_line(e.value.code, part)  # which Python prints to stderr, and ends with status 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_bad_value_in_a_terminal(tmp_path):
-    done = slowconv("--lr", "inf", "--source", "sample", "--out", tmp_path)
-    assert done.returncode == 1 and done.stdout == "" and list(tmp_path.iterdir()) == []
-    one_line(done.stderr, "lr inf")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 "From a DatasetDict to batches: any set, any collate function, decoded once where it fits."
 
-import inspect
 import pickle
 import warnings
 from functools import partial
@@ -24,25 +23,7 @@ from slowconv.data import (
     get_columns,
     get_dls_from_dataset_dict,
     load_images,
-    mnist,
 )
-
-
-@pytest.mark.parametrize(
-    "f, want",
-    [
-        (get_dls_from_dataset_dict, {"dsd": ..., "collate_fn": default_collate, "bs": 32}),
-        (fashion_collate, {"examples": ...}),
-        (fashion_mnist, {"bs": 256}),
-        (mnist, {"bs": 256}),
-    ],
-)
-def test_signatures_are_the_contract(f, want):
-    params = inspect.signature(f).parameters.values()
-    positional = [p for p in params if p.kind is not p.KEYWORD_ONLY]
-    assert {p.name: ... if p.default is p.empty else p.default for p in positional} == want
-    assert [p.name for p in positional] == list(want)
-
 
 # fashion_collate
 
@@ -246,9 +227,7 @@ def test_a_palette_is_not_grey(dsd):
     xb, _ = next(iter(get_dls_from_dataset_dict(make_dsd([coloured] * 2), fashion_collate).valid))
     want = torch.tensor(np.array(coloured.convert("RGB"))).permute(2, 0, 1) / 255
     torch.testing.assert_close(xb[1], want)
-    dls = slow_way(
-        make_dsd([grey, coloured]), fashion_collate, r"\[1, 9, 7\] in row 0, .* in row 1"
-    )
+    dls = slow_way(make_dsd([grey, coloured]), fashion_collate, r"1, 9, 7\) in row 0, .* in row 1")
     with pytest.raises(RuntimeError, match="equal size"):
         next(iter(dls.valid))
 
@@ -343,9 +322,18 @@ def test_a_dataset_dict_that_will_not_do(dsd, case):
         get_dls_from_dataset_dict(make(dsd))
 
 
-@pytest.mark.parametrize("x", ["fashion_mnist", None, [1], datasets.Dataset.from_dict({"a": [1]})])
+@pytest.mark.parametrize(
+    "x",
+    [
+        "fashion_mnist",
+        None,
+        [1],
+        {"train": [1], "test": [2]},
+        datasets.Dataset.from_dict({"a": [1]}),
+    ],
+)
 def test_no_dataset_dict_at_all(x):
-    with pytest.raises(TypeError, match=f"got {type(x).__name__}"):
+    with pytest.raises(TypeError, match="expected a DatasetDict, got "):
         get_dls_from_dataset_dict(x)
 
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from slowconv import ConvExplorer, left_edge, out_size, top_edge, usual_kernels
+from slowconv import ConvExplorer, left_edge, out_size, top_edge
+from slowconv.explore import usual_kernels
 
 
 def conv2d(image, kernel, **settings):

@@ -94,24 +94,6 @@ def test_formula_gradient_and_nan_agree(parts, random):
         assert unit(one).isnan().any()
 
 
-def test_receptive_field_of_the_lessons_cnn():
-    model = cnn()
-    fields = [receptive_field(model, layer) for layer in model[:5]]
-    assert [f.size for f in fields] == [(r, r) for *_, r, _ in by_hand]
-    assert [f.jump for f in fields] == [(j, j) for *_, j in by_hand]
-    assert [f.start for f in fields] == [(u, u) for u in (-1, -3, -7, -15, -31)]
-
-
-def test_only_the_last_layer_sees_the_whole_image():
-    model = cnn()
-    for row in (0, 1):
-        for col in (0, 1):
-            seen = seen_pixels(model, model[3], row, col)
-            rows, cols = (seen.any(dim).nonzero()[[0, -1], 0].tolist() for dim in (1, 0))
-            assert [rows, cols] == [[[0, 15], [1, 27]][i] for i in (row, col)]
-    assert seen_pixels(model, model[4], 0, 0).all()
-
-
 def test_rows_and_columns_apart():
     model = nn.Sequential(
         nn.Conv2d(1, 1, (3, 5), (2, 1), (1, 0)), nn.Conv2d(1, 1, (1, 2), dilation=3)
@@ -200,44 +182,7 @@ def test_dilated_maximum_has_a_field_but_no_gradient_way():
         seen_pixels(model, model[0], 0, 0)
 
 
-# the 800
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_800_parameters_never_see_a_pixel(seed):
-    torch.manual_seed(seed)
-    model, x = cnn(), torch.rand(20, 1, 28, 28)
-    for p in model.parameters():
-        p.data.abs_().add_(1e-3)
-    model(x).sum().backward()
-    unused = [(p.grad == 0).sum().item() for p in model.parameters()]
-    assert unused == [0] * 8 + [800, 0]
-    assert (model[4].weight.grad[:, :, 0] == 0).all() and (
-        model[4].weight.grad[:, :, :, 0] == 0
-    ).all()
-
-
-def test_without_them_the_outputs_are_the_same():
-    model, x = cnn(), torch.rand(20, 1, 28, 28)
-    last = nn.Conv2d(16, 10, 2)
-    last.load_state_dict({"weight": model[4].weight[:, :, 1:, 1:], "bias": model[4].bias})
-    small = nn.Sequential(*model[:4], last, nn.Flatten())
-    assert sum(p.numel() for p in small.parameters()) == 5274 - 800
-    torch.testing.assert_close(small(x), model(x))
-    assert receptive_field(small, small[4]) == ((47, 47), (16, 16), (-15, -15))
-
-
 # layer_table
-
-
-def test_table_of_the_lessons_cnn():
-    model = cnn().train()
-    table = layer_table(model, torch.rand(7, 1, 28, 28))
-    columns = ["output", "parameters", "multiplications", "receptive field", "jump"]
-    assert [tuple(row) for row in table[columns][:5].itertuples(index=False)] == by_hand
-    assert table["layer"].tolist() == ["Conv2d"] * 5 + ["Flatten"]
-    assert table["parameters"].sum() == 5274 and table["multiplications"].sum() == 50256
-    assert model.training
 
 
 def test_table_counts_the_multiplications_of_other_layers():
@@ -339,12 +284,3 @@ def test_show_confusion_writes_each_count_where_it_belongs():
     assert ax.images[0].get_array().mask.tolist() == np.eye(3, dtype=bool).tolist()
     assert matrix[0, 0] == 5
     ax.figure.canvas.draw()
-
-
-def test_show_confusion_without_a_mistake():
-    show_confusion(torch.eye(3, dtype=torch.int64), "abc").figure.canvas.draw()
-
-
-def test_show_confusion_wants_a_name_for_each():
-    with pytest.raises(ValueError, match=r"\[3, 3\] for 2 names"):
-        show_confusion(torch.zeros(3, 3), ["a", "b"])

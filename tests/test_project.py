@@ -1,6 +1,8 @@
 "The project itself: what is generated is up to date, what is promised is there."
 
 import filecmp
+import inspect
+import json
 import re
 import runpy
 import shutil
@@ -14,11 +16,12 @@ import pytest
 import slowconv
 
 root = Path(__file__).parents[1]
+notebooks = sorted(p for p in (root / "nbs").rglob("*.ipynb") if "checkpoint" not in str(p))
 bin = Path(sys.executable).parent
 
 
 def test_readme_is_up_to_date():
-    for path, content in runpy.run_path(root / "scripts" / "readme.py")["render"]().items():
+    for path, content in runpy.run_path(root / "docs" / "readme.py")["render"]().items():
         assert (root / path).read_bytes() == content, f"{path} is out of date: run make readme"
 
 
@@ -44,22 +47,74 @@ def test_public_names_are_the_modules_own():
         assert getattr(slowconv, name) is getattr(import_module(f"slowconv.{module}"), name)
 
 
-def test_star_import_of_a_module():
-    names = {}
-    exec("from slowconv.training import *", names)
-    assert {"fit", "accuracy", "History", "FitResult"} <= set(names)
+contract = {
+    "apply_kernel": "row, col, img, kernel",
+    "conv": "ni, nf, ks=3, stride=2, act=True",
+    "to_device": "x, device='cpu'",
+    "get_model": "",
+    "get_dls_from_dataset_dict": "dsd, collate_fn=default_collate, bs=32",
+    "fashion_collate": "examples",
+    "fashion_mnist": "bs=256",
+    "mnist": "bs=256",
+    "accuracy": "y, y_pred",
+    "fit": "epochs, model, loss_func, opt, train_dl, valid_dl, tqdm_=False",
+}
+
+
+@pytest.mark.parametrize("name", contract)
+def test_positions_names_and_defaults_are_the_contract(name):
+    def written(p):
+        default = getattr(p.default, "__name__", repr(p.default))
+        return p.name if p.default is p.empty else f"{p.name}={default}"
+
+    params = inspect.signature(getattr(slowconv, name)).parameters.values()
+    positional = ", ".join(written(p) for p in params if p.kind is not p.KEYWORD_ONLY)
+    assert positional == contract[name].replace("'cpu'", repr(slowconv.def_device))
+
+
+def test_star_import_dir_and_help_need_no_extra():
+    code = """
+import sys
+sys.modules |= {"numba": None, "accelerate": None}  # an import of either raises ImportError
+import slowconv
+from slowconv import *
+fit, fashion_mnist, ConvExplorer, get_best_model
+assert set(slowconv.__all__) <= set(dir(slowconv))
+help(slowconv)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "fit" in done.stdout, done.stderr
+
+
+def test_links_lead_somewhere_from_where_the_notebook_lies():
+    n = 0
+    for path in notebooks:
+        cells = json.loads(path.read_text())["cells"]
+        texts = [c["source"] for c in cells if c["cell_type"] == "markdown"]
+        texts += [
+            o.get("data", {}).get("text/markdown", []) for c in cells for o in c.get("outputs", [])
+        ]
+        for link in re.findall(r"\]\((?!\w+:)([^)#\s]+)[^)]*\)", "\n".join(map("".join, texts))):
+            target = (path.parent / link).resolve()
+            # JupyterLab shows no file outside the folder that it was opened on
+            assert target.exists() and root / "nbs" in target.parents, f"{path.name}: {link}"
+            n += 1
+    assert n > 20
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (root / "README.md").read_text())
+    assert len(links) > 15 and all((root / link).exists() for link in links)
 
 
 def test_no_module_imports_from_one_below_it():
-    order = (
-        "show kernels explore animate convs cache sources loaders data processes checkpoint training "
-        "inside better fast puzzles command"
-    ).split()
+    order = "show kernels convs data training explore inside better fast puzzles command".split()
+    modules = {p.stem for p in (root / "slowconv").glob("[!_]*.py")}
+    assert modules == set(order)
     for i, module in enumerate(order):
         text = (root / "slowconv" / f"{module}.py").read_text()
         imported = set(re.findall(r"from (?:slowconv)?\.(\w+) import", text))
         assert imported <= set(order[:i]), module
-    assert imported, "the last module imports from some of the others"
 
 
 def test_import_is_light():
@@ -95,7 +150,7 @@ def test_the_package_holds_what_is_no_python(tmp_path):
     assert {"explorer.html", "__init__.pyi", "sample", "explore.py"} <= built
 
 
-@pytest.mark.parametrize("path", sorted((root / "nbs").rglob("*.ipynb")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", notebooks, ids=lambda p: p.name)
 def test_notebooks_name_no_folder_of_a_machine(path):
     text = path.read_text()
     assert not re.search(r"/(home|root|work|Users|tmp)/", text)

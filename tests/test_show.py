@@ -1,7 +1,6 @@
 "The drawing helpers: what is drawn is what was given."
 
 import base64
-import inspect
 import io
 import re
 
@@ -16,24 +15,13 @@ from PIL import Image
 from slowconv.show import (
     animate_conv,
     as_image,
-    get_grid,
     show_history,
     show_image,
     show_images,
     show_map,
     show_numbers,
-    style,
     subplots,
-    use_style,
 )
-
-
-def test_signatures_are_the_contract():
-    assert next(iter(inspect.signature(show_image).parameters)) == "im"
-    params = inspect.signature(show_images).parameters
-    assert list(params)[0] == "ims"
-    assert {"titles", "figsize"} <= set(params)
-
 
 sides = st.integers(5, 12)  # 3 and 4 could be channels, too
 
@@ -114,34 +102,20 @@ def test_show_image_has_the_size_that_was_asked_for():
     assert tuple(show_image(torch.rand(5, 5), figsize=(3, 4)).figure.get_size_inches()) == (3, 4)
 
 
-@given(n=st.integers(1, 20))
-def test_get_grid_has_n_axes(n):
-    fig, axs = get_grid(n)
-    assert len(axs) == len(fig.axes) == n
-    plt.close(fig)
+def test_figures_have_a_size_per_picture():
+    fig, axs = subplots(2, 3, imsize=2)
+    assert tuple(fig.get_size_inches()) == (6, 4) and axs.shape == (2, 3)
 
 
 @pytest.mark.parametrize(
-    "shape, want", [((2, None), (2, 4)), ((None, 3), (3, 3)), ((1, 8), (1, 8))]
+    "n, shape, want",
+    [(5, {}, (1, 5)), (11, {}, (2, 8)), (5, {"nrows": 2}, (2, 3)), (7, {"ncols": 2}, (4, 2))],
 )
-def test_get_grid_keeps_rows_and_columns(shape, want):
-    _, axs = get_grid(7, *shape)
-    assert axs[0].get_gridspec().get_geometry() == want
-
-
-@pytest.mark.parametrize(
-    "args, part", [((0,), "n=0"), ((7, 2, 3), "2 rows of 3 have no room for 7")]
-)
-def test_get_grid_says_what_is_wrong(args, part):
-    with pytest.raises(ValueError, match=part):
-        get_grid(*args)
-
-
-def test_subplots_size_and_title():
-    fig, axs = subplots(2, 3, imsize=2, title="filters")
-    assert tuple(fig.get_size_inches()) == (6, 4)
-    assert axs.shape == (2, 3)
-    assert fig.get_suptitle() == "filters"
+def test_show_images_finds_rows_and_columns(n, shape, want):
+    axs = show_images(torch.rand(n, 4, 4), title="all", **shape)
+    grid = axs[0].get_gridspec()
+    assert len(axs) == len(axs[0].figure.axes) == n and (grid.nrows, grid.ncols) == want
+    assert axs[0].figure.get_suptitle() == "all"
 
 
 @pytest.mark.parametrize("as_list", [True, False])
@@ -152,11 +126,6 @@ def test_show_images_shows_each_under_its_title(as_list):
     for ax, im in zip(axs, ims, strict=True):
         np.testing.assert_array_equal(ax.images[0].get_array(), im[0].numpy())
     assert tuple(axs[0].figure.get_size_inches()) == (6, 2)
-
-
-def test_show_images_stands_in_one_row_up_to_eight():
-    assert show_images(torch.rand(8, 6, 6))[0].get_gridspec().nrows == 1
-    assert show_images(torch.rand(9, 6, 6))[0].get_gridspec().nrows > 1
 
 
 def test_show_images_wants_a_title_for_each():
@@ -171,22 +140,12 @@ def test_show_numbers_writes_every_number(shape):
     assert texts == [str(v) for v in a.flatten().tolist()]
 
 
-def test_show_numbers_of_zeros():
-    show_numbers(torch.zeros(2, 2)).figure.canvas.draw()
-
-
-def test_use_style_sets_the_style():
-    with plt.rc_context():
-        use_style()
-        assert all(plt.rcParams[k] == v for k, v in style.items())
-
-
 def test_each_error_names_the_function_that_was_called():
     bad = torch.zeros(2, 3, 4, 5)
     for f in (show_image, show_map, show_numbers):
-        with pytest.raises(ValueError, match=rf"^{f.__name__}: shape \[2, 3, 4, 5\]"):
+        with pytest.raises(ValueError, match=rf"^{f.__name__}: expected .* \[2, 3, 4, 5\]"):
             f(bad)
-    with pytest.raises(ValueError, match=r"^animate_conv: shape \[2, 3, 4, 5\]"):
+    with pytest.raises(ValueError, match=r"^animate_conv: expected .* \[2, 3, 4, 5\]"):
         animate_conv(bad, torch.ones(2, 2))
 
 

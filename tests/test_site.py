@@ -1,12 +1,9 @@
 "The site: built once from the notebooks, then read as files, and in a browser that has no network."
 
 import ast
-import functools
-import http.server
 import re
 import subprocess
 import sys
-import threading
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
@@ -210,22 +207,10 @@ def browser(browser):
     return browser.driver
 
 
-@pytest.fixture(scope="module", params=["from the disk", "from a server"])
-def address(request, site):
-    "Where the site is read: its first page without `index.html`."
-    if request.param == "from the disk":
-        yield site.as_uri() + "/"
-        return
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Quiet, directory=site)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+@pytest.fixture(scope="module")
+def address(site):
+    "Where the site is read, from the disk: its first page without `index.html`."
+    return site.as_uri() + "/"
 
 
 def open_page(browser, url, width=1400):
@@ -263,85 +248,6 @@ def test_pages_open_without_complaint_and_fit(browser, address, pages, width):
             f"{name}: {e['message']}" for e in browser.get_log("browser") if e["level"] == "SEVERE"
         ]
     assert not wrong
-
-
-@pytest.mark.parametrize("terms", ["receptive field", "feature map", "get_model"])
-def test_search_finds(browser, address, pages, terms):
-    expected = {n for n, p in pages.items() if terms in p.text}
-    assert expected, f"no page speaks of {terms}"
-    open_page(browser, f"{address}search.html?q={terms.replace(' ', '+')}")
-
-    def found():
-        links = browser.find_elements("css selector", "#search-results li a")
-        return {
-            urlsplit(a.get_attribute("href")).path.rpartition("html/")[2].lstrip("/") for a in links
-        }
-
-    wait(browser, lambda: found() & expected, f"nothing found for {terms}")
-    wait(
-        browser, lambda: "finished" in browser.find_element("id", "search-results").text.lower(), ""
-    )
-    assert expected & set(lessons) <= found() <= set(pages)
-    assert not [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
-
-
-def test_next_and_previous_go_through_all_lessons(browser, site):
-    start = site.as_uri() + "/"
-
-    def walk(name, direction):
-        open_page(browser, start + name)
-        path = [name]
-        while links := browser.find_elements("css selector", f"a.{direction}"):
-            browser.get(links[0].get_attribute("href"))
-            path.append(browser.current_url.removeprefix(start).partition("#")[0])
-        return path
-
-    forth = walk("index.html", "right-next")
-    assert forth[: len(lessons) + 1] == ["index.html", *lessons]
-    assert walk(forth[-1], "left-prev") == forth[::-1]
-
-
-def test_dark_and_light(browser, address):
-    def light_of(selector, what):
-        "0 for black, 1 for white: of an element's colour or background"
-        script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
-        rgb = re.findall(r"[\d.]+", browser.execute_script(script, selector, what))[:3]
-        return sum(map(float, rgb)) / 765
-
-    open_page(browser, address + lessons[0])
-    for mode in ("dark", "light", "dark"):
-        browser.find_element("css selector", ".theme-switch-button").click()
-        choice = f".theme-change-button[data-mode={mode}]"
-        wait(
-            browser,
-            lambda c=choice: browser.find_element("css selector", c).is_displayed(),
-            "no menu",
-        )
-        browser.find_element("css selector", choice).click()
-        wait(
-            browser,
-            lambda m=mode: (
-                browser.find_element("tag name", "html").get_attribute("data-theme") == m
-            ),
-            f"not {mode}",
-        )
-        page, text = light_of("body", "backgroundColor"), light_of("article section > p", "color")
-        assert (page < 0.2 and text > 0.7) if mode == "dark" else (page > 0.9 and text < 0.3)
-        if mode == "dark":
-            assert light_of(".cell_output img", "backgroundColor") == 1  # axes are drawn in black
-    open_page(browser, address + lessons[1])
-    assert browser.find_element("tag name", "html").get_attribute("data-theme") == "dark"
-    browser.execute_script("localStorage.clear()")
-
-
-def test_the_contents_open_on_a_phone(browser, site):
-    open_page(browser, f"{site.as_uri()}/{lessons[0]}", 400)
-    link = f".bd-sidebar-primary a[href='{Path(lessons[1]).name}'], dialog a[href='{Path(lessons[1]).name}']"
-    assert not browser.find_element("css selector", link).is_displayed()
-    browser.find_element("css selector", ".primary-toggle").click()
-    wait(browser, lambda: browser.find_element("css selector", link).is_displayed(), "no contents")
-    browser.find_element("css selector", link).click()
-    wait(browser, lambda: browser.current_url.endswith(lessons[1]), "the link leads nowhere")
 
 
 def test_the_explorer_answers_the_keyboard(browser, address):

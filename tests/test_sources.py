@@ -108,7 +108,7 @@ def test_the_test_images_under_the_name_of_the_training_images(tmp_path, publish
 def test_images_and_labels_of_unlike_number(tmp_path):
     folder = make_folder(tmp_path, gz="")
     write_idx(folder / "t10k-labels-idx1-ubyte", torch.zeros(9, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"\[10, 28, 28\] and torch.uint8 \[9\]"):
+    with pytest.raises(ValueError, match=r"10, 28, 28\) and \(torch.uint8, 9\)"):
         load_images("fashion_mnist", "test", folder)
 
 

@@ -1,4 +1,4 @@
-"""Makes README.md and its pictures from nbs/index.ipynb, with nbconvert: python scripts/readme.py"""
+"""Makes README.md and its picture from nbs/index.ipynb, with nbconvert: python docs/readme.py"""
 
 import re
 from pathlib import Path
@@ -10,8 +10,18 @@ from traitlets.config import Config
 root = Path(__file__).parents[1]
 
 
+def from_root(text):
+    "Links of a notebook in `nbs`, for a text one folder higher; a file in backticks becomes a link."
+    text = re.sub(r"\]\((?!\w+:|\.\./|#)", "](nbs/", text).replace("](../", "](")
+    return re.sub(
+        r"(?<!\[)`([\w./]+)`",
+        lambda m: f"[{m[0]}]({m[1]})" if (root / m[1]).is_file() else m[0],
+        text,
+    )
+
+
 def render():  # dict from path below the repository to the bytes that belong there
-    "README.md and its pictures, from the committed outputs; heeds `hide`, `echo: false` and `fig-alt:`."
+    "README.md and its picture, from the committed outputs; obeys `hide`, `echo: false` and `fig-alt:`."
     nb = read(root / "nbs" / "index.ipynb", as_version=4)
     nb.metadata["language_info"] = {"name": "python"}
     nb.cells = [c for c in nb.cells if not c.source.startswith("#| hide")]
@@ -20,16 +30,15 @@ def render():  # dict from path below the repository to the bytes that belong th
         if "#| echo: false" in cell.source:
             cell.metadata["transient"] = {"remove_source": True}
         cell.source = re.sub(r"^#\| .*\n", "", cell.source, flags=re.M)
-    names = {"output_filename_template": "docs/images/readme-{cell_index}{extension}"}
+    names = {"output_filename_template": "../docs/images/readme-{cell_index}{extension}"}
     exporter = MarkdownExporter(config=Config(ExtractOutputPreprocessor=names))
     text, resources = exporter.from_notebook_node(nb)
     for alt in alts:
         text = text.replace("![png]", f"![{alt}]", 1)
-    # the notebook lies one folder deeper than README.md
-    text = text.replace("](../", "](")
-    text = re.sub(r"[ \t]+$", "", text, flags=re.M)
+    text = re.sub(r"[ \t]+$", "", from_root(text), flags=re.M)
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-    return {"README.md": text.encode(), **resources["outputs"]}
+    pictures = {path.removeprefix("../"): data for path, data in resources["outputs"].items()}
+    return {"README.md": text.encode(), **pictures}
 
 
 if __name__ == "__main__":

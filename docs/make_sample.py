@@ -1,6 +1,6 @@
 """Makes slowconv/sample/fashion_mnist.parquet from a full copy of Fashion-MNIST:
 
-    python scripts/make_sample.py /usr/share/datasets/fashion-mnist
+    python docs/make_sample.py /usr/share/datasets/fashion-mnist
 
 The first 500 training and 100 test images of each class, in the order of the full set, as PNG,
 with the columns and features of `zalando-datasets/fashion_mnist` on the Hugging Face hub.

@@ -1,4 +1,4 @@
-"""Makes docs/images/explorer.gif, the explorer at work, with Chromium: python scripts/explorer_picture.py"""
+"""Makes nbs/images/explorer.gif, the explorer at work, with Chromium: python docs/explorer_picture.py"""
 
 import io
 import shutil
@@ -78,7 +78,7 @@ if __name__ == "__main__":
     height = max(frame.height for frame in frames)
     frames = [frame.crop((0, 0, frame.width, height)) for frame in frames]
     first, *rest = (frame.quantize(palette=palette(), dither=Image.Dither.NONE) for frame in frames)
-    path = root / "docs" / "images" / "explorer.gif"
+    path = root / "nbs" / "images" / "explorer.gif"
     durations = [ms for _, ms in scenes]
     first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
     print(f"{path.name}: {len(frames)} pictures, {path.stat().st_size:,} bytes")
