@@ -334,7 +334,7 @@ def main(
         "large ratio is the price of decoding images one by one.",
         common.table(("trainer", "data", *figures), documented),
         "**Engine only.** Each takes the same list of ready-made batches, logs and saves nothing, and comes "
-        "to the same validation loss. (Keras pads in layers of their own, for the same result.)",
+        "to the same validation loss. (For that, Keras needs a layer that pads before each convolution.)",
         common.table(("trainer", *figures), engine),
     ]
     common.report("peers", parts, save)
