@@ -1,20 +1,24 @@
 """The most accurate network of at most 5,274 parameters: chosen, trained over five seeds, and tested once.
 
-    python benchmarks/best.py choose  # candidates, ten epochs each, judged by 5,000 training images
-    python benchmarks/best.py train   # the chosen one, on all 60,000: some minutes a seed
+    python benchmarks/best.py choose  # eight candidates, ten epochs each: an hour
+    python benchmarks/best.py train   # the chosen one, 32 epochs: some 20 minutes a seed on one thread
     python benchmarks/best.py test    # the only use of the test set; writes slowconv/best.safetensors
 
-Results go to benchmarks/best.jsonl, trained weights to `--out`; what is there already is not run again.
+Candidates are judged by 5,000 training images; the chosen one is trained on all 60,000. Results go to
+benchmarks/best.jsonl, trained weights to `--out`; what is there already is not run again.
 """
 
 import json
+import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from better import loaders, split
+from common import bs, here
 from fastcore.script import call_parse
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn, optim
 from torch.optim.lr_scheduler import OneCycleLR
@@ -24,7 +28,7 @@ from slowconv.better import FlipShift, get_best_model, residual_net
 from slowconv.data import fashion_mnist, load_images
 from slowconv.training import fit, run_epoch
 
-here = Path(__file__).parent
+results = here / "best.jsonl"
 limit, epochs, seeds = 5274, 32, 5
 
 # name: stem and stages, pixels of shift, learning rate
@@ -52,19 +56,19 @@ def train(model, shift, lr, epochs, dls, tqdm_=False):
 
 
 def write(**row):
-    with (here / "best.jsonl").open("a") as file:
+    with results.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def rows(step):
-    lines = (here / "best.jsonl").read_text().splitlines()
+    lines = results.read_text().splitlines() if results.exists() else []
     return [r for r in map(json.loads, lines) if r["step"] == step]
 
 
-def choose(first, step, out):
+def choose(out):
     done = {r["candidate"] for r in rows("choose")}
-    dls = loaders(*split(), 256)
-    for name in tqdm([n for n in list(candidates)[first::step] if n not in done]):
+    dls = loaders(*split(), bs)
+    for name in tqdm([n for n in candidates if n not in done]):
         stages, shift, lr = candidates[name]
         torch.manual_seed(0)
         model = residual_net(*stages)
@@ -73,60 +77,53 @@ def choose(first, step, out):
         write(step="choose", candidate=name, parameters=n, accuracy=result.accuracy)
 
 
-def train_seeds(first, step, out):
+def train_seeds(out):
     images, labels = load_images("fashion_mnist", "train")
     everything = {"image": images, "label": labels}
-    for seed in range(first, seeds, step):
+    few = {"image": images[:bs], "label": labels[:bs]}  # `fit` wants something to validate on
+    for seed in range(seeds):
         path = out / f"best-{seed}.safetensors"
         if path.exists():
             continue
         torch.manual_seed(seed)
         model = get_best_model(trained=False)
-        few = {"image": images[:256], "label": labels[:256]}  # `fit` wants something to validate on
-        dls = loaders(everything, few, 256)
-        start = time.perf_counter()
-        train(model, 1, 0.02, epochs, dls, tqdm_=True)
-        seconds = time.perf_counter() - start
-        kept = {k: v.contiguous() for k, v in model.state_dict().items()}
-        note = {"seed": str(seed), "seconds": f"{seconds:.0f}", "epochs": str(epochs)}
-        save_file(kept, path, note | {"threads": str(torch.get_num_threads())})
+        begin = time.perf_counter()
+        train(model, 1, 0.02, epochs, loaders(everything, few, bs), tqdm_=True)
+        note = {"seed": seed, "seconds": round(time.perf_counter() - begin), "epochs": epochs}
+        note = {k: str(v) for k, v in (note | {"threads": torch.get_num_threads()}).items()}
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path, note)
 
 
-def test(first, step, out):
+def test(out):
     "All seeds once; the weights of seed 0, which was fixed before, go into the package."
-    from safetensors import safe_open
-
+    if rows("test"):
+        sys.exit(f"best: the test set was used already; {results.name} has what it said")
     for seed in range(seeds):
         path = out / f"best-{seed}.safetensors"
         model = get_best_model(trained=False)
         model.load_state_dict(load_file(path))
         with safe_open(path, "pt") as file:
             note = file.metadata()
-        loss, acc = run_epoch(model, F.cross_entropy, fashion_mnist().valid)
+        loss, accuracy = run_epoch(model, F.cross_entropy, fashion_mnist().valid)
         n = sum(p.numel() for p in model.parameters())
-        write(
-            step="test",
-            parameters=n,
-            accuracy=acc,
-            loss=loss,
-            **{k: int(v) for k, v in note.items()},
-        )
+        numbers = {k: int(v) for k, v in note.items()}
+        write(step="test", parameters=n, accuracy=accuracy, loss=loss, **numbers)
         if seed == 0:
-            note = {"trained by": "benchmarks/best.py", "test accuracy": f"{acc:.4f}"} | note
+            note |= {"trained by": "benchmarks/best.py", "test accuracy": f"{accuracy:.4f}"}
             save_file(load_file(path), here.parent / "slowconv" / "best.safetensors", note)
-        print(f"seed {seed}: {acc:.4f}")
+        print(f"seed {seed}: {accuracy:.4f}")
+
+
+steps = {"choose": choose, "train": train_seeds, "test": test}
 
 
 @call_parse
 def main(
     what: str,  # choose, train or test
     out: Path = Path("best"),  # folder of the trained weights
-    first: int = 0,  # candidate or seed to begin with
-    step: int = 1,  # and how many to go on: two processes share the work, with 0 and 1 and a step of 2
 ):
     "Choose, train or test."
-    (here / "best.jsonl").touch()
+    if what not in steps:
+        sys.exit(f"best: {what!r} is none of {', '.join(steps)}")
     out.mkdir(parents=True, exist_ok=True)
-    if what == "test" and rows("test"):
-        raise SystemExit("The test set was used already: benchmarks/best.jsonl has what it said.")
-    {"choose": choose, "train": train_seeds, "test": test}[what](first, step, out)
+    steps[what](out)

@@ -8,8 +8,10 @@ Each result is a line in benchmarks/better.jsonl; what is there already is not r
 """
 
 import json
+import sys
 from pathlib import Path
 
+import common
 import torch
 import torch.nn.functional as F
 from fastcore.script import call_parse
@@ -18,7 +20,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from slowconv.better import FlipShift, Normalize, with_batchnorm
+from slowconv.better import FlipShift, Normalize, pooled_head, with_batchnorm
 from slowconv.convs import conv, get_model, init_weights
 from slowconv.data import ColumnDataset, DataLoaders, fashion_collate, load_images
 from slowconv.training import fit
@@ -44,10 +46,9 @@ def dense_head():
     return nn.Sequential(*trunk(4, 8, 16), nn.Flatten(), nn.Linear(256, 10)).apply(init_weights)
 
 
-def pooled_head():
+def mean_head():
     "four layers as before, the mean of each map, and a weight for each mean and class"
-    layers = [*trunk(4, 8, 16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)]
-    return nn.Sequential(*layers).apply(init_weights)
+    return nn.Sequential(*trunk(4, 8, 16, 16), pooled_head(16)).apply(init_weights)
 
 
 def no_dead():
@@ -101,7 +102,7 @@ changes = {
     "norm: inputs standardised": (normalized, sgd(0.1), 256),
     "norm: inputs, and BatchNorm": (batchnormed, sgd(0.1), 256),
     "head: dense on 4x4": (dense_head, sgd(0.1), 256),
-    "head: mean of each map": (pooled_head, sgd(0.1), 256),
+    "head: mean of each map": (mean_head, sgd(0.1), 256),
     "head: no dead weights": (no_dead, sgd(0.1), 256),
     "all: norm, AdamW, one cycle": (batchnormed, adam_cycle, 256),
     "all: and flips and shifts": (augmented, adam_cycle, 256),
@@ -137,7 +138,7 @@ def run(name, seed, parts):
 
 @call_parse
 def main(
-    seeds: int = 5,  # runs of each change
+    seeds: common.positive = 5,  # runs of each change
     only: str = "",  # beginnings of names, with commas; all without it
     out: str = "",  # where the results go; beside this script without it
 ):
@@ -148,6 +149,8 @@ def main(
         done = {(r["change"], r["seed"]) for r in map(json.loads, path.read_text().splitlines())}
     begin = tuple(only.split(",")) if only else ("",)
     names = [n for n in changes if n.startswith(begin)]
+    if not names:
+        sys.exit(f"better: no name begins with {only!r}; there are {', '.join(changes)}")
     jobs = [(n, s) for s in range(seeds) for n in names if (n, s) not in done]
     parts = split()
     for name, seed in tqdm(jobs):

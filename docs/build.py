@@ -201,14 +201,10 @@ def stage(folder):
 
     write(folder / "api.md", api(modules))
     toc["Reference"].append("api")
-    for path in [
-        *sorted(root.glob("benchmarks/*.md")),
-        root / "CONTRIBUTING.md",
-        root / "CHANGELOG.md",
-    ]:
-        text, at = path.read_text(encoding="utf-8"), path.relative_to(root)
-        title = "" if text.startswith("# ") else f"# Measured: {path.stem}\n\n"
-        write(folder / at, title + text)
+    for name in ("benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text, at = (root / name).read_text(encoding="utf-8"), Path(name)
+        copy_linked(text, at, folder)
+        write(folder / at, text)
         toc["Reference"].append(str(at.with_suffix("")))
 
     front = read(processed / "index.ipynb")
