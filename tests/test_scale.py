@@ -1,53 +1,19 @@
-"Two processes by Accelerate: what lesson 09 does not show. Its cells test the rest."
+"Lesson 09's program under the launchers people use, with batches that can't be dealt out evenly."
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+
+from slowconv import get_model, run_epoch
 
 pytest.importorskip("accelerate")
 here = Path(sys.executable).parent
-program = """
-import sys
-import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from torch import optim
-from torch.utils.data import DataLoader, TensorDataset
-from slowconv import fit, get_model, run_epoch
-
-torch.set_num_threads(1)
-torch.manual_seed(0)
-accelerator = Accelerator(cpu=True)
-# 203 images in batches of 48: neither the batches nor the last one can be shared out evenly
-ds = TensorDataset(torch.rand(203, 1, 28, 28), torch.randint(10, (203,)))
-model, valid_dl = get_model(), DataLoader(ds, 48)
-opt = optim.SGD(model.parameters(), lr=0.05)
-model, opt, train_dl, shared_dl = accelerator.prepare(
-    model, opt, DataLoader(ds, 16, shuffle=True), valid_dl
-)
-
-
-class GatheredLabels:
-    def __iter__(self):
-        for xb, yb in shared_dl:
-            yield xb, accelerator.gather_for_metrics(yb)
-
-
-def gather(model, xb, pred):
-    return pred if model.training else accelerator.gather_for_metrics(pred)
-
-
-hook = model.register_forward_hook(gather)
-loss, accuracy = fit(
-    2, model, F.cross_entropy, opt, train_dl, GatheredLabels(), log=accelerator.print
-)
-hook.remove()
-alone = run_epoch(model, F.cross_entropy, valid_dl)  # all images in one process
-assert abs(loss - alone[0]) < 1e-6 and abs(accuracy - alone[1]) < 1e-6, (loss, accuracy, alone)
-accelerator.end_training()
-"""
+lesson = Path(__file__).parents[1] / "nbs" / "09_scale.ipynb"
 launchers = {
     "torchrun": [here / "torchrun", "--standalone", "--nproc-per-node=2"],
     "accelerate": [here / "accelerate", "launch", "--multi_gpu", "--num_processes=2",
@@ -55,11 +21,25 @@ launchers = {
 }  # fmt: skip
 
 
+def get_program(name):
+    "What a cell of the lesson writes into the file `name`."
+    cells = ["".join(cell["source"]) for cell in json.loads(lesson.read_text())["cells"]]
+    magic = f"%%writefile {name}\n"
+    return next(cell for cell in cells if cell.startswith(magic)).removeprefix(magic)
+
+
 @pytest.mark.parametrize("name", launchers)
-def test_validation_on_two_processes_is_exact(tmp_path, name):
-    (tmp_path / "program.py").write_text(program)
-    command = [*launchers[name], tmp_path / "program.py"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def test_validation_on_two_processes_is_exact(tmp_path, name, sample):
+    (tmp_path / "train.py").write_text(get_program("train.py"))
+    # 5,000 and 1,000 images in batches of 48: neither the batches nor the last one come out even
+    command = [*launchers[name], "train.py", "48", "2", "run.pt"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[:3000]
     lines = [line for line in done.stdout.splitlines() if line.startswith("epoch=")]
     assert [line[:8] for line in lines] == ["epoch=0,", "epoch=1,"], "only the first process prints"
+    state, model = torch.load(tmp_path / "run.pt"), get_model().cpu()
+    model.load_state_dict({k.removeprefix("module."): v for k, v in state["model"].items()})
+    images, labels = sample["test"]
+    alone = run_epoch(model, F.cross_entropy, [(images[:, None] / 255, labels)])
+    gathered = [state["history"][-1][f"validation {name}"] for name in ("loss", "accuracy")]
+    assert gathered == pytest.approx(alone, abs=1e-5)
