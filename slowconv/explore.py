@@ -108,7 +108,9 @@ def _start(fmap, at):
         strong = fmap.abs() >= fmap.abs().max() / 2
         return divmod(strong.flatten().int().argmax().item(), fmap.shape[1])
     if not all(0 <= i < n for i, n in zip(at, fmap.shape, strict=True)):
-        raise ValueError(f"ConvExplorer: at={at}; the map has {fmap.shape[0]} rows and {fmap.shape[1]} columns")
+        raise ValueError(
+            f"ConvExplorer: at={at}; the map has {fmap.shape[0]} rows and {fmap.shape[1]} columns"
+        )
     return tuple(at)
 
 # %% ../nbs/91_explore.ipynb #dfcdcd16
@@ -139,7 +141,9 @@ def _still(image, kernel, fmap, at, stride, padding, dilation):
     low, high = min(image.min().item(), 0), max(image.max().item(), 1)
     show_image(padded, axs[0], "image", vmin=low, vmax=high)
     rows, cols = padded.shape
-    axs[0].add_patch(Rectangle((-0.5, -0.5), cols, rows, hatch="///", fc="w", ec="silver", zorder=-1))
+    axs[0].add_patch(
+        Rectangle((-0.5, -0.5), cols, rows, hatch="///", fc="w", ec="silver", zorder=-1)
+    )
     draw = show_map if kernel.shape[1] > 3 else show_numbers
     draw(kernel.round(decimals=2), axs[1], "kernel")
     show_map(fmap, axs[2], "feature map")
@@ -205,7 +209,9 @@ def _choices(kernel, kernels, panels):
     named = {str(name): _kernel(k, f"kernels[{name!r}]") for name, k in (kernels or {}).items()}
     usual = usual_kernels if "kernels" in panels else {}
     named |= {name: k for name, k in usual.items() if name not in named}
-    return named if any(torch.equal(kernel, k) for k in named.values()) else {"given": kernel} | named
+    return (
+        named if any(torch.equal(kernel, k) for k in named.values()) else {"given": kernel} | named
+    )
 
 # %% ../nbs/91_explore.ipynb #eac677e2
 class ConvExplorer(_Shown):
