@@ -193,7 +193,9 @@ class _Shown:
         data = html.escape(json.dumps(_data(self), separators=(",", ":")))
         picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         still = f'<img style="max-width: 100%" alt="{described["alt"]}" src="{picture}">'
-        note = "<p>To touch it, run this cell, or trust this notebook.</p>"
+        note = (
+            "<p>This is a picture. You can touch it in a notebook that has run and is trusted.</p>"
+        )
         keys = 'data-lm-suppress-shortcuts="true"'
         return f'<{name} {keys} data-explorer="{data}">{still}{note}</{name}>\n{script}'
 
@@ -209,9 +211,8 @@ def _choices(kernel, kernels, panels):
     named = {str(name): _kernel(k, f"kernels[{name!r}]") for name, k in (kernels or {}).items()}
     usual = usual_kernels if "kernels" in panels else {}
     named |= {name: k for name, k in usual.items() if name not in named}
-    return (
-        named if any(torch.equal(kernel, k) for k in named.values()) else {"given": kernel} | named
-    )
+    known = any(torch.equal(kernel, k) for k in named.values())
+    return named if known else {"given": kernel} | named
 
 # %% ../nbs/91_explore.ipynb #eac677e2
 class ConvExplorer(_Shown):
