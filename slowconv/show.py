@@ -190,7 +190,7 @@ def animate_conv(
     image,  # one grey image of at most 12 by 12 or so: tensor, array or PIL image, [H,W]
     kernel,  # tensor or array [h,w]
     stride=1,  # pixels from one window to the next
-    padding=0,  # zeros on each side, drawn in blue
+    padding=0,  # zeros on each side, hatched
     fps=3,  # windows per second
 ):  # `IPython.display.HTML` with the GIF in it
     "Animate a kernel's walk over an image."
@@ -198,16 +198,18 @@ def animate_conv(
 
     image, kernel = (torch.as_tensor(as_image(a, "animate_conv")).float() for a in (image, kernel))
     padded, (h, w) = F.pad(image, (padding,) * 4), kernel.shape
+    vmax = max(image.max().item(), 1)
     fmap = F.conv2d(padded[None, None], kernel[None, None], stride=stride)[0, 0].numpy()
     fig, axs = subplots(1, 3, figsize=(9, 3.8), dpi=72, width_ratios=(5, 2, 5))
-    show_image(padded, axs[0], "image", vmin=0)
+    show_image(padded, axs[0], "image", vmin=0, vmax=vmax)
     for (row, col), v in np.ndenumerate(F.pad(image, (padding,) * 4, value=torch.nan)):
-        color = "white" if v <= image.max() / 2 else "black"
+        text = {"ha": "center", "va": "center", "size": 7, "color": "black"}
         if np.isnan(v):
-            axs[0].add_patch(plt.Rectangle((col - 0.5, row - 0.5), 1, 1, fc="lightsteelblue"))
-        axs[0].text(
-            col, row, f"{np.nan_to_num(v):.1f}", color=color, ha="center", va="center", size=7
-        )
+            hatched = {"fc": "white", "ec": "0.75", "hatch": "///", "lw": 0}
+            axs[0].add_patch(plt.Rectangle((col - 0.5, row - 0.5), 1, 1, **hatched))
+        elif v < vmax / 2:
+            text["color"] = "white"
+        axs[0].text(col, row, f"{np.nan_to_num(v):.1f}", **text)
     show_numbers(kernel, axs[1], "kernel")
     show_map(np.zeros_like(fmap), axs[2], "feature map", vmax=1.6 * get_vmax(fmap))
     frame = {"fill": False, "ec": "tab:orange", "lw": 4, "clip_on": False}
@@ -225,12 +227,15 @@ def animate_conv(
             Image.fromarray(np.asarray(fig.canvas.buffer_rgba())).convert("RGB").quantize(64)
         )
     plt.close(fig)
-    gif, alt = (
-        io.BytesIO(),
-        f"A {h}x{w} window fills a map of {len(fmap)}x{len(fmap[0])}",
-    )
-    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=1000 / fps, loop=0)
+    gif, ms = io.BytesIO(), 1000 / fps
+    wait = [ms] * (len(frames) - 1) + [4 * ms]
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=wait, loop=0)
     gif = base64.b64encode(gif.getvalue()).decode()
+    sizes = [f"{m.shape[0]}x{m.shape[1]}" for m in (kernel, image, fmap)]
+    alt = "A {} window goes over an image of {} and fills a map of {}".format(*sizes)
+    alt += (
+        f", stride {stride}, padding {padding}, numbers from {fmap.min():.1f} to {fmap.max():.1f}"
+    )
     return HTML(f'<img style="max-width: 100%" alt="{alt}" src="data:image/gif;base64,{gif}">')
 
 # %% ../nbs/90_show.ipynb #90000023
