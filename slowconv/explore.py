@@ -59,10 +59,9 @@ def _grey(im):
 
 def _images(image):
     "A list of grey images from one image, a list of them, or a tensor [N,H,W] or [N,1,H,W]."
-    ndim, first = getattr(image, "ndim", None), (*getattr(image, "shape", ()), 0)[0]
-    several = isinstance(image, list | tuple) or ndim == 4 or (ndim == 3 and first not in (1, 3, 4))
-    if ndim == 3 and image.shape[-1] in (1, 3, 4):
-        several = False
+    ndim = getattr(image, "ndim", None)
+    one = ndim == 3 and (image.shape[0] in (1, 3, 4) or image.shape[-1] in (1, 3, 4))
+    several = isinstance(image, list | tuple) or ndim == 4 or (ndim == 3 and not one)
     images = [_grey(im) for im in image] if several else [_grey(image)]
     if not 1 <= len(images) <= 24:
         raise ValueError(f"ConvExplorer: {len(images)} images; from 1 to 24 can be chosen from")
