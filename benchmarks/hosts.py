@@ -20,6 +20,7 @@ hosts = {"sca": "10.77.0.1", "scb": "10.77.0.2"}  # names of namespaces, and the
 program = """
 import sys
 import torch
+import torch.distributed.nn  # before a connection is open: see lesson 09
 import torch.nn.functional as F
 from accelerate import Accelerator, DataLoaderConfiguration
 from torch import optim
@@ -37,6 +38,7 @@ model, opt, train_dl = accelerator.prepare(model, opt, dls.train)
 log = print if accelerator.is_main_process else lambda line: None
 result = fit(6, model, F.cross_entropy, opt, train_dl, dls.valid, checkpoint=sys.argv[1], log=log)
 log(f"loss {result.loss!r}")
+model, opt = accelerator.free_memory(model, opt)
 accelerator.end_training()
 """
 

@@ -126,6 +126,12 @@ def markdown(text, id):
     return {"cell_type": "markdown", "id": id, "metadata": {}, "source": text}
 
 
+def alt(cell):
+    "What the pictures of a cell say about themselves."
+    images = [o.get("metadata", {}).get("image/png", {}) for o in cell["outputs"]]
+    return " ".join(i["alt"] for i in images if "alt" in i) or "What the code above draws"
+
+
 def translate(nb):  # (module it exports to or None, dict from name to (`ast` node, source))
     "A notebook as `proc_nbs` left it, for myst-nb: Quarto's options become its own, `show_doc` a table."
     sources = "\n".join(c["source"] for c in nb["cells"])
@@ -146,8 +152,7 @@ def translate(nb):  # (module it exports to or None, dict from name to (`ast` no
                 cells.insert(after, markdown(text, f"arguments-{shown[1]}"))
         elif text:
             tags = ["remove-input"] if options.get("echo") == "false" else []
-            image = {"alt": options.get("fig-alt", "What the code above draws")}
-            cell["metadata"] = {"tags": tags, "mystnb": {"image": image}}
+            cell["metadata"] = {"tags": tags, "mystnb": {"image": {"alt": alt(cell)}}}
             if module and {"export", "exports"} & options.keys():
                 new = definitions(text)
                 exported |= {name: (node, text) for name, node in new.items()}

@@ -21,11 +21,12 @@ def from_root(text):
 
 
 def render():  # dict from path below the repository to the bytes that belong there
-    "README.md and its picture, from the committed outputs; obeys `hide`, `echo: false` and `fig-alt:`."
+    "README.md and its picture, from the committed outputs; obeys `hide`, `echo: false` and alt texts."
     nb = read(root / "nbs" / "index.ipynb", as_version=4)
     nb.metadata["language_info"] = {"name": "python"}
     nb.cells = [c for c in nb.cells if not c.source.startswith("#| hide")]
-    alts = [alt for c in nb.cells for alt in re.findall(r"^#\| fig-alt: (.+)$", c.source, re.M)]
+    outputs = [o for c in nb.cells for o in c.get("outputs", ())]
+    alts = [a for o in outputs if (a := o.get("metadata", {}).get("image/png", {}).get("alt"))]
     for cell in nb.cells:
         if "#| echo: false" in cell.source:
             cell.metadata["transient"] = {"remove_source": True}

@@ -21,9 +21,7 @@ def conv(
 ) -> nn.Module:  # [N,ni,H,W] -> [N,nf,ceil(H/stride),ceil(W/stride)]
     "`nn.Conv2d` with padding `ks//2`, and a ReLU after it. ValueError for an even `ks`."
     if ks < 1 or ks % 2 == 0:
-        raise ValueError(
-            f"conv: ks={ks}; padding=ks//2 keeps the size only for odd ks, like 3 or 5"
-        )
+        raise ValueError(f"conv: ks={ks}; expected an odd size like 3 or 5, which has a middle")
     layer = nn.Conv2d(ni, nf, ks, stride=stride, padding=ks // 2)
     return nn.Sequential(layer, nn.ReLU()) if act else layer
 

@@ -328,7 +328,7 @@ def draw_trial(puzzle, slow, trial):
     above = inputs_row(trial.inputs, windows)
     if puzzle.draw:
         above = [("", partial(puzzle.draw, **trial.inputs))]
-    ax = plt.figure(layout="none").add_axes((0, 0, 1, 1))
+    ax = plt.subplots()[1]
     ax.text(0, top := -1 if values and not puzzle.draw else -0.2, values, va="bottom")
     width, height = draw_row(ax, 0, above)
     below, tall = draw_row(ax, height + 1.2, outputs_row(wanted, came, window))

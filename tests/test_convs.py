@@ -38,6 +38,12 @@ def test_conv_is_the_layer_it_says():
     assert (block[0].kernel_size, block[0].stride, block[0].padding) == ((3, 3), (2, 2), (1, 1))
 
 
+@pytest.mark.parametrize("ks", [4, 2, 0, -1])
+def test_conv_takes_no_kernel_without_a_middle(ks):
+    with pytest.raises(ValueError, match=f"^conv: ks={ks}; expected an odd size"):
+        conv(1, 4, ks)
+
+
 def test_def_device_is_mps_else_cuda_else_cpu():
     best = "cuda" if torch.cuda.is_available() else "cpu"
     best = "mps" if torch.backends.mps.is_available() else best

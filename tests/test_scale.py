@@ -30,7 +30,13 @@ def get_program(name):
 
 @pytest.mark.parametrize("name", launchers)
 def test_validation_on_two_processes_is_exact(tmp_path, name, sample):
-    (tmp_path / "train.py").write_text(get_program("train.py"))
+    # a thread that still holds a message while Python shuts down aborts a finished program now and then
+    closed = """
+from pathlib import Path
+names = [f.read_text() for f in Path("/proc/self/task").glob("*/comm")]
+assert not any("gloo" in name for name in names), names
+"""
+    (tmp_path / "train.py").write_text(get_program("train.py") + closed)
     # 5,000 and 1,000 images in batches of 48: neither the batches nor the last one come out even
     command = [*launchers[name], "train.py", "48", "2", "run.pt"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
