@@ -1,15 +1,16 @@
 """Lesson 04's network against dense ones: moved images, shuffled pixels, and few images or many.
 
-    python benchmarks/cnn_mlp.py    # five seeds each: half an hour on one core
+    python benchmarks/cnn_mlp.py           # five seeds each: an hour on one core
+    python benchmarks/cnn_mlp.py --save    # and its table goes into benchmarks/README.md
 
-Every run takes 1,407 steps of SGD at a constant rate, on batches of 256. That's six epochs of 60,000 images; of
-fewer images it's more epochs. Each network gets the rate that was best for it on 5,000 images kept apart, in each
-setting anew. Each result is a line in benchmarks/cnn_mlp.jsonl; what is there already is not run again.
+Every run takes 1,407 steps of SGD at a constant rate, on batches of 256. That's six epochs of 60,000 images, and
+more epochs of fewer. In each setting, each network gets the rate that was best for it on 5,000 training images
+kept apart. Each result is a line in benchmarks/cnn_mlp.jsonl; what is there already is not run again.
 """
 
 import json
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import common
 import torch
@@ -121,10 +122,18 @@ def measure(name, setting, n, seeds):  # a line of the file
     return row
 
 
+def cell(rows, *job):  # of the table
+    "Median, range and learning rate of one network in one setting."
+    row = next(r for r in rows if (r["network"], r["setting"], r["images"]) == job)
+    accs = row["accuracy"]
+    return f"{median(accs):.3f} ({min(accs):.3f} to {max(accs):.3f}), {row['lr']}"
+
+
 @call_parse
 def main(
     seeds: common.positive = 5,  # runs of each network in each setting, and as many to choose the rate
     out: str = "",  # where the results go; beside this script without it
+    save: bool = False,  # put the table into benchmarks/README.md
 ):
     "Run what has not been run."
     torch.set_num_threads(1)
@@ -133,6 +142,15 @@ def main(
     done = {(r["network"], r["setting"], r["images"]) for r in rows}
     jobs = [(name, *s) for s in settings[:1] + settings[::-1] for name in networks]
     for job in tqdm([j for j in dict.fromkeys(jobs) if j not in done]):
-        row = measure(*job, seeds)
+        rows.append(measure(*job, seeds))
         with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(rows[-1]) + "\n")
+    heads = "setting", "training images", *(f"{name}, lr" for name in networks)
+    table = common.table(
+        heads, [(s, f"{n:,}", *(cell(rows, name, s, n) for name in networks)) for s, n in settings]
+    )
+    common.report(
+        "cnn_mlp",
+        [f"{seeds} seeds each: median (range) of the accuracy on the test images.", table],
+        save,
+    )

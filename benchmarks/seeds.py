@@ -59,18 +59,15 @@ def main(
         with path.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
     lasts = [r["validation accuracy"][-1] for r in rows]
+    low, _, high = quantiles(lasts, method="inclusive")
     fell = sum(r["validation accuracy"][-1] < max(r["validation accuracy"]) for r in rows)
     cells = ("min", "median", "max", "original")
     parts = [
         common.machine(),
-        f"Six epochs, batches of {bs}, SGD with lr={lr}, {len(rows)} seeds. The last accuracy is {min(lasts):.3f} to "
-        f"{max(lasts):.3f}, half of them lie from {quartile(lasts, 1):.3f} to {quartile(lasts, 3):.3f}, and {fell} of "
-        f"{len(rows)} runs were better after an earlier epoch.",
+        f"Six epochs, batches of {bs}, SGD with lr={lr}, {len(rows)} seeds. The last accuracy is "
+        f"{min(lasts):.3f} to {max(lasts):.3f}, the middle half of them {low:.3f} to {high:.3f}. "
+        f"{fell} of the {len(rows)} runs were better after an earlier epoch.",
         "Over the seeds, validation loss on the left and accuracy on the right:",
         common.table(("epoch", *cells, *cells), [band(rows, epoch) for epoch in range(6)]),
     ]
     common.report("seeds", parts, save)
-
-
-def quartile(values, i):
-    return quantiles(values, method="inclusive")[i - 1]

@@ -87,7 +87,7 @@ def fit(
     result = last_result(history) or run_epoch(model, loss_func, valid_dl, metric)
     return FitResult(*result, history=history)
 
-# %% ../nbs/04_training.ipynb #ef21cb30
+# %% ../nbs/04_training.ipynb #d41c4d40
 import io
 import math
 import os
@@ -96,7 +96,7 @@ from pathlib import Path
 
 from .data import is_main_process
 
-# %% ../nbs/04_training.ipynb #279411ae
+
 def get_classes(y):  # [N]
     "Classes as they are; of scores the argmax, or -1, which is never right, where one is NaN."
     y = torch.as_tensor(y)
@@ -107,13 +107,13 @@ def get_classes(y):  # [N]
         raise ValueError(f"accuracy: {got}; fit(..., metric=None) does without, or takes your own")
     return y
 
-# %% ../nbs/04_training.ipynb #6fe3b429
+# %% ../nbs/04_training.ipynb #d8839ba3
 def mean(total, n):
     if n == 0:
         raise ValueError("fit: the loader gave no images; a generator is used up after one epoch")
     return float(total) / n
 
-# %% ../nbs/04_training.ipynb #d8839ba3
+
 class FitResult(namedtuple("FitResult", "loss accuracy")):
     "(validation loss, validation metric) after the last epoch, with `.history`, a list of records."
 
