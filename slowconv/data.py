@@ -118,7 +118,7 @@ def mnist(bs: int = 256, *, source: str | None = None, device: str = "cpu") -> D
     "Load MNIST, the handwritten digits, just as `fashion_mnist` does."
     return open_known("mnist", bs, source, device)
 
-# %% ../nbs/03_data.ipynb #94c7b6aa
+# %% ../nbs/03_data.ipynb #0a7fbdf2
 import gzip
 import hashlib
 import math
@@ -163,7 +163,7 @@ def scale_pixels(xb):  # float32 in [0,1]
         raise ValueError(f"fashion_collate: pixels are {got}; expected uint8, or floats in [0,1]")
     return xb.float()
 
-# %% ../nbs/03_data.ipynb #a80373ad
+# %% ../nbs/03_data.ipynb #bd049f71
 def stack_examples(examples):  # (images [N,...], labels [N])
     "The images and the labels of some examples. ValueError if either is missing, or labels aren't classes."
     columns = getattr(examples, "columns", None)  # of `Rows`: stacked already
@@ -197,7 +197,7 @@ def get_columns(
         if torch.is_tensor(v) and (size := v.nbytes * len(ds)) > limit:
             raise ValueError(f"{size / 1e9:.1f} GB are more than {limit / 1e9:.1f} GB")
         columns[name] = v.new_empty(len(ds), *v.shape) if torch.is_tensor(v) else [None] * len(ds)
-    for i, example in enumerate(tqdm(ds, "decoding", leave=False, delay=1)):
+    for i, example in enumerate(tqdm(ds, "decoding", leave=False, delay=5)):
         for name, v in as_example(example).items():
             if describe(v) != describe(first[name]):
                 kinds = f"{describe(first[name])} in row 0, {describe(v)} in row {i}"
@@ -241,7 +241,7 @@ def get_dl(ds, collate_fn, bs, shuffle, num_workers):
 def collate_examples(collate_fn, examples):
     return collate_fn([as_example(e) for e in examples])
 
-# %% ../nbs/03_data.ipynb #32f5bb54
+# %% ../nbs/03_data.ipynb #699127a3
 def get_splits(dsd):  # names of the split to train on and the one to validate with
     "TypeError for anything but a DatasetDict, ValueError if a split is missing or empty."
     if not isinstance(dsd, Mapping) or not all(hasattr(ds, "with_format") for ds in dsd.values()):
