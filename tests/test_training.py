@@ -545,5 +545,7 @@ def test_the_lessons_cnn_and_mlp_are_those_of_the_benchmark():
         by_size = [found[name, "in place", n]["accuracy"] for n in lesson["sizes"]]
         close(lesson["by_size"][name], band(by_size))
     assert lesson["sizes"] == sorted({r["images"] for r in rows})
+    for name in ("CNN", "MLP, 7 hidden"):
+        assert all(run[4] < 0.5 for run in found[name, "in place", 60_000]["by pixels"])
     mlp = found["MLP, 7 hidden", "in place", 60_000]
     assert mlp["lr"] == 0.05, "the rate that the lesson gives it"
