@@ -1,11 +1,14 @@
 "accuracy, fit, and what fit does when things go wrong."
 
+import ast
 import errno
+import json
 import math
 import os
 import pickle
 import re
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -483,3 +486,66 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     new_run(tmp_path / "run.pt", 1)
     assert list(tmp_path.iterdir()) == []
+
+
+# The numbers that the lesson draws
+
+root = Path(__file__).parents[1]
+
+
+def literals():
+    "dict from name to value: what code cells of the lesson assign that can be read without running them"
+    found = {}
+    for cell in json.loads((root / "nbs" / "04_training.ipynb").read_text())["cells"]:
+        for node in ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else ():
+            if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Dict, ast.List)):
+                try:
+                    found[node.targets[0].id] = ast.literal_eval(node.value)
+                except (ValueError, AttributeError):
+                    pass
+    return found
+
+
+def results(name):
+    lines = (root / "benchmarks" / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def close(a, b):
+    torch.testing.assert_close(torch.tensor(a), torch.tensor(b), atol=6e-4, rtol=0)
+
+
+def band(values):
+    return [(min(v), median(v), max(v)) for v in values]
+
+
+def test_the_lessons_fifty_seeds_are_those_of_the_benchmark():
+    rows, lesson = results("seeds"), literals()
+    epochs = list(zip(*(r["validation accuracy"] for r in rows), strict=True))
+    assert sorted(r["seed"] for r in rows) == list(range(50))
+    close(lesson["last"], sorted(epochs[-1]))
+    for i, name in enumerate(("least", "middle", "most")):
+        close(lesson[name], [b[i] for b in band(epochs)])
+    losses = [r["validation loss"] for r in rows]
+    rose = sum(any(b > a for a, b in zip(v, v[1:], strict=False)) for v in losses)
+    fell = sum(r["validation accuracy"][-1] < max(r["validation accuracy"]) for r in rows)
+    prose = (root / "nbs" / "04_training.ipynb").read_text()
+    assert f"in {rose} of the 50 runs, and {fell} of them had been better" in prose
+
+
+def test_the_lessons_cnn_and_mlp_are_those_of_the_benchmark():
+    rows, lesson = results("cnn_mlp"), literals()
+    found = {(r["network"], r["setting"], r["images"]): r for r in rows}
+    assert all(len(r["accuracy"]) == 5 for r in rows)
+    for name in ("CNN", "MLP, 7 hidden", "MLP, 50 hidden"):
+        close(lesson["in_place"][name], found[name, "in place", 60_000]["accuracy"])
+        close(lesson["shuffled_pixels"][name], found[name, "shuffled", 60_000]["accuracy"])
+        by_pixels = zip(*found[name, "moved", 60_000]["by pixels"], strict=True)
+        close(lesson["moved_images"][name], band(by_pixels))
+        by_size = [found[name, "in place", n]["accuracy"] for n in lesson["sizes"]]
+        close(lesson["by_size"][name], band(by_size))
+    assert lesson["sizes"] == sorted({r["images"] for r in rows})
+    for name in ("CNN", "MLP, 7 hidden"):
+        assert all(run[4] < 0.5 for run in found[name, "in place", 60_000]["by pixels"])
+    mlp = found["MLP, 7 hidden", "in place", 60_000]
+    assert mlp["lr"] == 0.05, "the rate that the lesson gives it"
