@@ -308,10 +308,16 @@ def test_what_a_worker_is_sent_can_be_pickled(dsd):
 
 
 bad_dicts = {
-    "no train": (lambda d: {"test": d["test"]}, r"no split 'train' among \['test'\]"),
-    "no valid": (lambda d: {"train": d["train"], "tset": d["test"]}, "no split 'test'"),
-    "empty train": (lambda d: {**d, "train": d["train"].select([])}, "'train' is empty"),
-    "empty valid": (lambda d: {**d, "test": d["test"].select([])}, "'test' is empty"),
+    "no train": (lambda d: {"test": d["test"]}, "'train' is missing or empty in"),
+    "no valid": (
+        lambda d: {"train": d["train"], "tset": d["test"]},
+        "'test' is missing or empty in",
+    ),
+    "empty train": (
+        lambda d: {**d, "train": d["train"].select([])},
+        "'train' is missing or empty in",
+    ),
+    "empty valid": (lambda d: {**d, "test": d["test"].select([])}, "'test' is missing or empty in"),
 }
 
 

@@ -135,7 +135,7 @@ def test_a_source_that_is_not_there(source):
 
 
 def test_a_name_that_is_none():
-    with pytest.raises(ValueError, match="'cifar' is not among"):
+    with pytest.raises(ValueError, match="no data set 'cifar'"):
         find_source("cifar")
 
 
