@@ -92,7 +92,6 @@ def fit(
 import io
 import math
 import os
-import zipfile
 import zlib
 from collections import namedtuple
 from pathlib import Path
@@ -174,7 +173,7 @@ def set_up(epochs, model, loss_func, opt, sched, train_dl, checkpoint, log):
         log(f"{path.name} has {len(history)} of {epochs} epochs")
     return history, lambda history: save_checkpoint(path, run, parts, history), log
 
-# %% ../nbs/04_training.ipynb #e74d42fb
+# %% ../nbs/04_training.ipynb #695d6d9a
 def save_checkpoint(path, run, parts, history):
     "Write all that a run needs to continue; the file is replaced at once or not at all."
     if not is_main_process():
@@ -186,7 +185,7 @@ def save_checkpoint(path, run, parts, history):
     temporary.write_bytes(buffer.getvalue())
     os.replace(temporary, path)
 
-# %% ../nbs/04_training.ipynb #695d6d9a
+
 def load_checkpoint(path, run, parts):  # the history so far
     "Put a run back to where it was. ValueError, with nothing changed, for another run's file."
     try:
