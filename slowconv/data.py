@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fashion_classes', 'fashion_sample', 'fashion_collate', 'Rows', 'ColumnDataset', 'DataLoaders',
-           'get_dls_from_dataset_dict', 'fashion_mnist', 'mnist', 'get_columns', 'describe', 'read_idx', 'find_source',
+           'get_dls_from_dataset_dict', 'fashion_mnist', 'mnist', 'get_columns', 'read_idx', 'find_source',
            'is_main_process', 'load_images']
 
 # %% ../nbs/03_data.ipynb #83d5efa6
@@ -157,6 +157,10 @@ def scale_pixels(xb):  # float32 in [0,1]
         raise ValueError(f"fashion_collate: pixels are {got}; expected uint8, or floats in [0,1]")
     return xb.float()
 
+
+def describe(v):
+    return (v.dtype, *v.shape) if torch.is_tensor(v) else type(v).__name__
+
 # %% ../nbs/03_data.ipynb #bd049f71
 def stack_examples(examples):  # (images [N,C,H,W], labels [N])
     "The images and the labels of some examples. ValueError if either is missing, or labels aren't classes."
@@ -188,10 +192,6 @@ def get_columns(ds, limit=4e9):  # dict from name to a tensor [N,...], or a list
                 raise ValueError(f"column {name!r}: {kinds}")
             columns[name][i] = v
     return columns
-
-
-def describe(v):
-    return (v.dtype, *v.shape) if torch.is_tensor(v) else type(v).__name__
 
 # %% ../nbs/03_data.ipynb #3f0e46dd
 class ShuffledStream(IterableDataset):
@@ -326,9 +326,8 @@ def get_hub_file(name, split):  # path of a Parquet file
         return cached
     try:
         if not hub.constants.HF_HUB_OFFLINE:
-            # without a network hf_hub_download tries for 24 seconds, so first ask for one byte
             byte = urllib.request.Request(hub.hf_hub_url(**where), headers={"Range": "bytes=0-0"})
-            with ThreadPool(1) as pool:
+            with ThreadPool(1) as pool:  # hf_hub_download alone tries for 24 seconds
                 pool.apply_async(lambda: urllib.request.urlopen(byte, timeout=4).read(1)).get(4)
         return hub.hf_hub_download(**where, etag_timeout=4)
     except Exception as e:
