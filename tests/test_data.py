@@ -350,6 +350,7 @@ def test_column_dataset_gives_the_rows_that_are_asked_for(n, draw):
     rows = ds.__getitems__(idxs)
     assert isinstance(rows, Rows) and len(ds) == n and len(rows) == len(idxs)
     assert list(rows) == [{"x": 2 * i, "s": str(i)} for i in idxs]
+    assert rows[:2] == list(rows)[:2]
     assert rows.columns["x"].tolist() == [2 * i for i in idxs]
 
 

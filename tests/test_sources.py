@@ -249,6 +249,13 @@ def test_a_hub_that_fails_is_decided_within_ten_seconds(hub, how):
             find_source("mnist")
 
 
+def test_a_hub_whose_name_or_addresses_never_answer(hub, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: threading.Event().wait())
+    hub(1)
+    with pytest.warns(UserWarning, match="using the sample .*TimeoutError"):
+        assert find_source("fashion_mnist") == "sample"
+
+
 @pytest.mark.parametrize("how", ["nobody there", "a proxy that refuses"])
 def test_no_network(hub, monkeypatch, how):
     with socket.socket() as s:

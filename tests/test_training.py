@@ -20,6 +20,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 from slowconv.convs import get_model, to_device
+from slowconv.data import ColumnDataset, fashion_collate
 from slowconv.training import accuracy, fit, run_epoch
 
 # accuracy
@@ -430,6 +431,38 @@ def test_a_checkpoint_of_other_data_or_another_model(tmp_path):
         run(2, nn.Sequential(nn.Flatten(), nn.Linear(4, 5)), checkpoint=path)
 
 
+def test_a_checkpoint_of_other_images(tmp_path):
+    dls = [pixels(torch.rand(8, 2, 2)) for _ in range(2)]
+    run(1, train=dls[0], checkpoint=tmp_path / "run.pt")
+    run(2, train=dls[0], checkpoint=tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="the first images is"):
+        run(3, train=dls[1], checkpoint=tmp_path / "run.pt")
+
+
+def pixels(images, **kwargs):
+    ds = ColumnDataset({"image": images, "label": torch.arange(len(images)) % 4})
+    return DataLoader(ds, 4, collate_fn=fashion_collate, **kwargs)
+
+
+def test_a_loader_with_a_generator_of_its_own_is_resumed(tmp_path):
+    images = torch.rand(8, 2, 2)
+
+    def go(epochs, name):
+        torch.manual_seed(1)
+        generator, model = torch.Generator().manual_seed(2), linear()
+        train = pixels(images, shuffle=True, generator=generator)
+        run(epochs, model, train=train, checkpoint=tmp_path / name)
+        return weights(model)
+
+    go(2, "cut")
+    assert torch.equal(go(4, "cut"), go(4, "unbroken"))
+
+
+def test_no_epochs_with_a_checkpoint_tell_its_last_result(tmp_path):
+    result = run(1, checkpoint=tmp_path / "run.pt")
+    assert run(0, checkpoint=tmp_path / "run.pt") == result
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("it ran",))
@@ -438,6 +471,8 @@ class Evil:
 def damaged(path):
     good = path.read_bytes()
     yield good[: len(good) // 2]
+    at = good.index(next(iter(torch.load(path)["model"].values())).numpy().tobytes())
+    yield good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]  # one bit of a weight
     yield b"not a checkpoint"
     yield b""
     torch.save({"weights": torch.zeros(3)}, path)
@@ -482,10 +517,10 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_only_the_first_process_writes(tmp_path, monkeypatch):
+def test_only_the_first_process_writes_and_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    new_run(tmp_path / "run.pt", 1)
-    assert list(tmp_path.iterdir()) == []
+    run(1, checkpoint=tmp_path / "run.pt")
+    assert list(tmp_path.iterdir()) == [] and not capsys.readouterr().out
 
 
 # The numbers that the lesson draws
