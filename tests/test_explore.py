@@ -104,10 +104,10 @@ def still(image, **kwargs):
 
 
 def test_the_still_picture_frames_the_window_and_its_answer():
-    image = torch.zeros(8, 8)
-    image[5, 6] = 1
+    image = torch.ones(8, 8)
+    image[3:6, 4:7] = 0
     boxes = []
-    for at, answer in (((0, 0), "0.00"), ((3, 4), "1.00")):
+    for at, answer in (((0, 0), "9.00"), ((3, 4), "0.00")):
         a, alt = still(image, at=at)
         assert alt == (
             "A convolution: an image of 8 by 8 pixels, a kernel of 3 by 3 numbers, and their feature "
@@ -120,6 +120,8 @@ def test_the_still_picture_frames_the_window_and_its_answer():
         cell = (y1 - y0) / cells
         assert (y - y0) / cell == pytest.approx(3, abs=0.35)
         assert (x - x0) / cell == pytest.approx(4, abs=0.5)
+    (y0, y1), (x0, x1) = boxes[1][0]  # what is framed is black
+    assert (a[y0:y1, x0:x1].max(2) < 30).mean() > 0.75
 
 
 def test_the_padding_of_the_still_picture_is_hatched():
