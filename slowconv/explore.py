@@ -13,7 +13,6 @@ import io
 import json
 import re
 from importlib.resources import files
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from .kernels import left_edge, out_size, top_edge
+from .kernels import left_edge, top_edge
 from .show import as_image, show_image, show_map, show_numbers
 
 # %% ../nbs/91_explore.ipynb #730a4528
@@ -36,185 +35,128 @@ usual_kernels = {
 }
 
 # %% ../nbs/91_explore.ipynb #19f9cd45
-def _grey(im):
-    "One grey image as float32 [H,W]; bytes become numbers from 0 to 1."
-    shape = list(im.shape) if hasattr(im, "shape") else None
-    a = torch.as_tensor(as_image(im, "ConvExplorer").copy())
-    if a.ndim == 3:
-        raise ValueError(
-            f"ConvExplorer: shape {shape or list(a.shape)} is an image with colours; give grey ones: "
-            "img.mean(0), or img.convert('L') for PIL; several grey images as a list or as [N,1,H,W]"
-        )
-    if not 1 <= min(a.shape) <= max(a.shape) <= 64:
-        raise ValueError(
-            f"ConvExplorer: the image is {a.shape[0]}x{a.shape[1]}; sides from 1 to 64 can be shown"
-        )
-    a = a.float() / 255 if a.dtype == torch.uint8 else a.float()
+def _matrix(a, what="kernel", most=7):
+    "float32 [h,w] of finite numbers; axes of length 1 in front are taken away."
+    a = torch.as_tensor(a).detach().cpu().float()
+    while a.ndim > 2 and a.shape[0] == 1:
+        a = a[0]
+    if a.ndim != 2 or not 1 <= min(a.shape) <= max(a.shape) <= most:
+        raise ValueError(f"ConvExplorer: {what} has shape {[*a.shape]}; give [h,w] up to {most}")
     if not a.isfinite().all():
-        raise ValueError(
-            f"ConvExplorer: the image holds {a[~a.isfinite()][0]}; every pixel must be a number"
-        )
+        raise ValueError(f"ConvExplorer: {what} holds {a[~a.isfinite()][0]}; expected numbers")
     return a
 
 
 def _images(image):
     "A list of grey images from one image, a list of them, or a tensor [N,H,W] or [N,1,H,W]."
-    ndim = getattr(image, "ndim", None)
-    one = ndim == 3 and (image.shape[0] in (1, 3, 4) or image.shape[-1] in (1, 3, 4))
-    several = isinstance(image, list | tuple) or ndim == 4 or (ndim == 3 and not one)
-    images = [_grey(im) for im in image] if several else [_grey(image)]
-    if not 1 <= len(images) <= 24:
-        raise ValueError(f"ConvExplorer: {len(images)} images; from 1 to 24 can be chosen from")
-    return images
+    shape = list(getattr(image, "shape", ()))
+    several = len(shape) == 4 or len(shape) == 3 and not {shape[0], shape[-1]} & {1, 3, 4}
+    if several or isinstance(image, list | tuple):
+        if not 1 <= len(image) <= 24:
+            raise ValueError(f"ConvExplorer: {len(image)} images; from 1 to 24 can be shown")
+        return [im for one in image for im in _images(one)]
+    a = torch.as_tensor(as_image(image, "ConvExplorer").copy())
+    if a.ndim == 3:
+        hint = "has colours; give img.mean(0), or img.convert('L') for PIL"
+        raise ValueError(f"ConvExplorer: an image of shape {shape or [*a.shape]} {hint}")
+    return [_matrix(a / 255 if a.dtype == torch.uint8 else a, "the image", 64)]
 
 # %% ../nbs/91_explore.ipynb #a1100007
-def _kernel(kernel, name="kernel"):
-    "One kernel as float32 [h,w]; axes of length 1 in front are taken away."
-    k = torch.as_tensor(kernel).detach().cpu().float()
-    shape = list(k.shape)
-    while k.ndim > 2 and k.shape[0] == 1:
-        k = k[0]
-    if k.ndim != 2 or not 1 <= min(k.shape) <= max(k.shape) <= 7:
-        raise ValueError(
-            f"ConvExplorer: {name} has shape {shape}; expected [h,w] with sides from 1 to 7"
-        )
-    if not k.isfinite().all():
-        raise ValueError(
-            f"ConvExplorer: {name} holds {k[~k.isfinite()][0]}; every weight must be a number"
-        )
-    return k
+all_panels = ("kernels", "products", "stride", "padding", "dilation", "matrix")
+
+
+def _choices(kernel, kernels, panels):
+    "The kernels to choose from, by name."
+    if unknown := set(panels) - set(all_panels):
+        raise ValueError(f"ConvExplorer: panels {unknown}; there are {', '.join(all_panels)}")
+    named = {name: _matrix(k, f"kernels[{name!r}]") for name, k in (kernels or {}).items()}
+    if "kernels" in panels:
+        named = named | usual_kernels | named
+    known = any(torch.equal(kernel, k) for k in named.values())
+    return named if known else {"given": kernel} | named
 
 # %% ../nbs/91_explore.ipynb #a1100009
-def _checked(settings, image, kernel):
-    "stride, padding and dilation as ints. ValueError where not one window fits."
+def _settings(**settings):
     for name, v in settings.items():
         low = 0 if name == "padding" else 1
-        if not isinstance(v, Integral) or not low <= v <= 9:
+        if v not in range(low, 10):
             raise ValueError(f"ConvExplorer: {name}={v!r}; expected a whole number from {low} to 9")
-    stride, padding, dilation = settings.values()
-    for n, k in zip(image.shape, kernel.shape, strict=True):
-        if not out_size(n, k, stride, padding, dilation):
-            raise ValueError(
-                f"ConvExplorer: not one window fits: it reaches over {dilation * (k - 1) + 1} pixels, "
-                f"the image with its padding has {n + 2 * padding}"
-            )
     return {name: int(v) for name, v in settings.items()}
 
-# %% ../nbs/91_explore.ipynb #a1100011
+
 def _start(fmap, at):
     "Row and column of the map to open on."
     if at is None:
         strong = fmap.abs() >= fmap.abs().max() / 2
         return divmod(strong.flatten().int().argmax().item(), fmap.shape[1])
     if not all(0 <= i < n for i, n in zip(at, fmap.shape, strict=True)):
-        raise ValueError(
-            f"ConvExplorer: at={at}; the map has {fmap.shape[0]} rows and {fmap.shape[1]} columns"
-        )
+        raise ValueError(f"ConvExplorer: at={at}; the map has shape {list(fmap.shape)}")
     return tuple(at)
 
 # %% ../nbs/91_explore.ipynb #dfcdcd16
-def _encode(im, title):
-    "An image as JSON can hold it."
-    levels = (im * 255).round().clamp(0, 255)
-    exact = torch.equal(levels / 255, im)
-    data = (levels.to(torch.uint8) if exact else im.contiguous()).numpy()
-    code = base64.b64encode(data.astype(data.dtype.newbyteorder("<")).tobytes()).decode()
-    return {"title": title, "h": im.shape[0], "w": im.shape[1], "u8" if exact else "f32": code}
+def _data(e):
+    "What an explorer hands to its page."
+    images, kernels = [], []
+    for im, title in zip(e.images, e.titles, strict=True):
+        levels = (im * 255).round().clamp(0, 255)
+        key, data = ("u8", levels.byte()) if torch.equal(levels / 255, im) else ("f32", im)
+        code = base64.b64encode(data.numpy().tobytes()).decode()
+        images.append({"title": str(title), "h": im.shape[0], "w": im.shape[1], key: code})
+    for title, k in e.kernels.items():
+        rows = [[float(f"{v:.8g}") for v in row] for row in k.tolist()]
+        kernels.append({"title": str(title), "rows": rows})
+    chosen = [torch.equal(e.kernel, k) for k in e.kernels.values()].index(True)
+    start = {"kernel": chosen, "row": e.at[0], "col": e.at[1], **e.settings}
+    return {"images": images, "kernels": kernels, "panels": e.panels, **start}
+
+# %% ../nbs/91_explore.ipynb #a1100013
+def _text(e):
+    "What a screen reader says of the picture."
+    (h, w), (kh, kw), (mh, mw) = e.images[0].shape, e.kernel.shape, e.map.shape
+    return (
+        f"A convolution: an image of {h} by {w} pixels, a kernel of {kh} by {kw} numbers, and their "
+        f"feature map of {mh} by {mw}. The framed window's answer is {e.map[e.at]:.2f}."
+    )
 
 
-def _page():
-    "Name of the custom element, and the script that defines it."
+def _png(e):
+    "Image, kernel and feature map as a PNG, the window and its answer framed."
+    image, (row, col), (stride, padding, dilation) = e.images[0], e.at, e.settings.values()
+    fig = Figure(figsize=(7.6, 2.7), dpi=100, layout="constrained")
+    axs = fig.subplots(1, 3, width_ratios=(4, 3, 4), subplot_kw={"anchor": "N"})
+    padded = F.pad(image, (padding,) * 4, value=torch.nan)
+    show_image(padded, axs[0], "image", vmin=min(image.min(), 0), vmax=max(image.max(), 1))
+    hatched = {"hatch": "///", "fc": "w", "ec": "silver", "zorder": -1}
+    axs[0].add_patch(Rectangle((-0.5, -0.5), *padded.T.shape, **hatched))
+    draw = show_map if e.kernel.shape[1] > 3 else show_numbers
+    draw(e.kernel.round(decimals=2), axs[1], "kernel")
+    show_map(e.map, axs[2], "feature map")
+    h, w = [dilation * (k - 1) + 1 for k in e.kernel.shape]
+    framed = {"fill": False, "ec": "tab:orange", "lw": 2, "clip_on": False}
+    axs[0].add_patch(Rectangle((col * stride - 0.5, row * stride - 0.5), w, h, **framed))
+    axs[2].add_patch(Rectangle((col - 0.5, row - 0.5), 1, 1, **framed))
+    drawn, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn)
+    Image.open(drawn).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
+    return small.getvalue(), {"alt": _text(e)}
+
+# %% ../nbs/91_explore.ipynb #a1100016
+def _html(e):
+    "The element with its data and its still picture, and the script that brings it to life."
     text = files("slowconv").joinpath("explorer.html").read_text(encoding="utf-8")
     text = re.sub(r"^\s*(//.*\n)?", "", re.sub(r"<!--.*?-->", "", text, flags=re.S), flags=re.M)
     name = f"slowconv-explorer-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     markup, script = text.split("<script>")
     script = script.replace("MARKUP", json.dumps(markup.strip())).replace("NAME", json.dumps(name))
-    return name, "<script>" + script
-
-# %% ../nbs/91_explore.ipynb #a1100013
-def _still(image, kernel, fmap, at, stride, padding, dilation):
-    "Image, kernel and feature map as a PNG, the window and its answer framed."
-    fig = Figure(figsize=(7.6, 2.7), dpi=100, layout="constrained")
-    axs = fig.subplots(1, 3, width_ratios=(4, 3, 4))
-    padded = F.pad(image, (padding,) * 4, value=torch.nan)
-    low, high = min(image.min().item(), 0), max(image.max().item(), 1)
-    show_image(padded, axs[0], "image", vmin=low, vmax=high)
-    rows, cols = padded.shape
-    axs[0].add_patch(
-        Rectangle((-0.5, -0.5), cols, rows, hatch="///", fc="w", ec="silver", zorder=-1)
-    )
-    draw = show_map if kernel.shape[1] > 3 else show_numbers
-    draw(kernel.round(decimals=2), axs[1], "kernel")
-    show_map(fmap, axs[2], "feature map")
-    reach = [dilation * (k - 1) + 1 for k in kernel.shape]
-    for ax, step, (h, w) in ((axs[0], stride, reach), (axs[2], 1, (1, 1))):
-        corner = (at[1] * step - 0.5, at[0] * step - 0.5)
-        ax.add_patch(Rectangle(corner, w, h, fill=False, ec="tab:orange", lw=2, clip_on=False))
-    drawn, small = io.BytesIO(), io.BytesIO()
-    for ax in axs:
-        ax.set_anchor("N")
-    fig.savefig(drawn)
-    Image.open(drawn).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
-    return small.getvalue()
-
-# %% ../nbs/91_explore.ipynb #a1100015
-def _data(e):
-    "What an explorer hands to its page."
-    images = [_encode(im, title) for im, title in zip(e.images, e.titles, strict=True)]
-    kernels = [
-        {"title": title, "rows": [[float(f"{v:.8g}") for v in row] for row in k.tolist()]}
-        for title, k in e.kernels.items()
-    ]
-    chosen = [torch.equal(e.kernel, k) for k in e.kernels.values()].index(True)
-    row, col = e.at
-    start = {"kernel": chosen, "row": row, "col": col, **e.settings}
-    return {"images": images, "kernels": kernels, "panels": e.panels, **start}
-
-# %% ../nbs/91_explore.ipynb #a1100016
-class _Shown:
-    def __repr__(self):
-        sizes = ", ".join(dict.fromkeys("x".join(map(str, im.shape)) for im in self.images))
-        settings = ", ".join(f"{name}={v}" for name, v in self.settings.items())
-        kernel = "x".join(map(str, self.kernel.shape))
-        return f"ConvExplorer(images: {len(self.images)} of {sizes}, kernel: {kernel}, {settings})"
-
-    def _repr_png_(self):
-        (h, w), (kh, kw), (mh, mw) = self.images[0].shape, self.kernel.shape, self.map.shape
-        alt = (
-            f"A convolution: an image of {h} by {w} pixels, a kernel of {kh} by {kw} numbers, and their "
-            f"feature map of {mh} by {mw}. The framed window's answer is {self.map[self.at]:.2f}."
-        )
-        png = _still(self.images[0], self.kernel, self.map, self.at, **self.settings)
-        return png, {"alt": alt}
-
-    def _repr_html_(self):
-        (name, script), (png, described) = _page(), self._repr_png_()
-        data = html.escape(json.dumps(_data(self), separators=(",", ":")))
-        picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        still = f'<img style="max-width: 100%" alt="{described["alt"]}" src="{picture}">'
-        note = (
-            "<p>This is a picture. You can touch it in a notebook that has run and is trusted.</p>"
-        )
-        keys = 'data-lm-suppress-shortcuts="true"'
-        return f'<{name} {keys} data-explorer="{data}">{still}{note}</{name}>\n{script}'
-
-# %% ../nbs/91_explore.ipynb #a1100018
-all_panels = ("kernels", "products", "stride", "padding", "dilation", "matrix")
-
-
-def _choices(kernel, kernels, panels):
-    "The kernels to choose from, by name."
-    unknown = [p for p in panels if p not in all_panels]
-    if unknown:
-        raise ValueError(f"ConvExplorer: panel {unknown[0]!r}; there are {', '.join(all_panels)}")
-    named = {str(name): _kernel(k, f"kernels[{name!r}]") for name, k in (kernels or {}).items()}
-    usual = usual_kernels if "kernels" in panels else {}
-    named |= {name: k for name, k in usual.items() if name not in named}
-    known = any(torch.equal(kernel, k) for k in named.values())
-    return named if known else {"given": kernel} | named
+    data = html.escape(json.dumps(_data(e), separators=(",", ":")))
+    picture = f"data:image/png;base64,{base64.b64encode(_png(e)[0]).decode()}"
+    still = f'<img style="max-width: 100%" alt="{e}" src="{picture}">'
+    note = "<p>This is a picture. You can touch it in a notebook that has run and is trusted.</p>"
+    element = f'{name} data-lm-suppress-shortcuts="true" data-explorer="{data}"'
+    return f"<{element}>{still}{note}</{name}>\n<script>{script}"
 
 # %% ../nbs/91_explore.ipynb #eac677e2
-class ConvExplorer(_Shown):
+class ConvExplorer:
     "Image, kernel and feature map to touch, as one piece of HTML that needs no server and no network."
 
     def __init__(
@@ -230,14 +172,14 @@ class ConvExplorer(_Shown):
         panels=all_panels,  # what to show beside image, kernel and map; "kernels": the usual ones
         at=None,  # (row, col) of the map to open on
     ):
-        self.images, self.kernel = _images(image), _kernel(kernel)
-        self.kernels, self.panels = _choices(self.kernel, kernels, panels), list(panels)
+        self.images, self.kernel, self.panels = _images(image), _matrix(kernel), list(panels)
         n = len(self.images)
-        self.titles = [f"image {i}" for i in range(n)] if titles is None else [*map(str, titles)]
+        self.titles = [f"image {i}" for i in range(n)] if titles is None else list(titles)
         if len(self.titles) != n:
             raise ValueError(f"ConvExplorer: {len(self.titles)} titles for {n} images")
-        settings = {"stride": stride, "padding": padding, "dilation": dilation}
-        self.settings = _checked(settings, self.images[0], self.kernel)
-        x, weight = self.images[0][None, None], self.kernel[None, None]
-        self.map = F.conv2d(x, weight, **self.settings)[0, 0]
+        self.kernels = _choices(self.kernel, kernels, panels)
+        self.settings = _settings(stride=stride, padding=padding, dilation=dilation)
+        self.map = F.conv2d(self.images[0][None], self.kernel[None, None], **self.settings)[0]
         self.at = _start(self.map, at)
+
+    __repr__, _repr_png_, _repr_html_ = _text, _png, _html

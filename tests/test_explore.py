@@ -11,6 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from selenium.webdriver import Keys
+from selenium.webdriver.common.action_chains import ActionBuilder
+from selenium.webdriver.common.actions.pointer_input import PointerInput
+from selenium.webdriver.support.ui import WebDriverWait
 
 from slowconv import ConvExplorer, left_edge, out_size, top_edge
 from slowconv.explore import all_panels, usual_kernels
@@ -29,84 +33,42 @@ def embedded(explorer):
     )
 
 
-def decoded(im):
-    if "u8" in im:
-        a = np.frombuffer(base64.b64decode(im["u8"]), np.uint8).astype(np.float32) / np.float32(255)
-    else:
-        a = np.frombuffer(base64.b64decode(im["f32"]), "<f4")
-    return torch.tensor(a).reshape(im["h"], im["w"])
-
-
-# ---------------------------------------------------------------- what goes in
+# --- what goes in ---
 
 ramp = torch.arange(20.0).reshape(4, 5) / 19
+levels = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
+batch = torch.rand(5, 8, 9)
 
 
 @pytest.mark.parametrize(
-    "image",
+    "forms, expected",
     [
-        ramp,
-        ramp[None],
-        ramp.double(),
-        ramp.numpy(),
-        ramp.clone().requires_grad_(),
-        ramp.T.contiguous().T,
-        [ramp],
-        ramp[None, None],
+        ([ramp, ramp[None], ramp.double(), ramp.numpy(), [ramp], ramp[None, None]], [ramp]),
+        ([ramp.clone().requires_grad_(), ramp.T.contiguous().T], [ramp]),
+        ([levels, Image.fromarray(levels.numpy())], [levels / 255]),
+        ([batch, batch[:, None], list(batch), batch.numpy()], list(batch)),
+        ([batch[:3, None]], list(batch[:3])),
+        ([[ramp, levels]], [ramp, levels / 255]),
     ],
-    ids=["HW", "1HW", "float64", "numpy", "grad", "strided", "list", "11HW"],
 )
-def test_one_image_in_many_forms(image):
-    explorer = ConvExplorer(image, torch.ones(2, 2))
-    assert len(explorer.images) == 1
-    assert torch.equal(decoded(embedded(explorer)["images"][0]), ramp)
-
-
-def test_bytes_and_pil_become_0_to_1():
-    levels = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
-    for image in (levels, Image.fromarray(levels.numpy())):
-        im = embedded(ConvExplorer(image, top_edge))["images"][0]
-        assert "u8" in im
-        assert torch.equal(decoded(im), levels / 255)
-
-
-def test_several_images():
-    batch = torch.rand(5, 8, 9)
-    for images in (batch, batch[:, None], list(batch), batch.numpy()):
-        assert torch.equal(torch.stack(ConvExplorer(images, top_edge).images), batch)
-    assert len(ConvExplorer([torch.rand(8, 8), torch.rand(5, 9)], top_edge).images) == 2
-    assert len(ConvExplorer(torch.rand(3, 1, 8, 8), top_edge).images) == 3
+def test_images_in_many_forms(forms, expected):
+    for form in forms:
+        images = ConvExplorer(form, torch.ones(2, 2)).images
+        assert all(torch.equal(*pair) for pair in zip(images, expected, strict=True))
 
 
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"image": torch.rand(3, 8, 8)}, r"shape \[3, 8, 8\] is an image with colours"),
-        ({"image": torch.rand(8, 8, 3)}, r"shape \[8, 8, 3\] is an image with colours"),
-        ({"image": [torch.rand(3, 8, 8)]}, r"shape \[3, 8, 8\] is an image with colours"),
-        ({"image": Image.new("RGB", (8, 8))}, r"convert\('L'\)"),
-        ({"image": torch.rand(8)}, r"shape \[8\]"),
-        ({"image": torch.rand(65, 8)}, "65x8"),
-        ({"image": torch.rand(0, 8)}, "0x8"),
-        ({"image": torch.full((8, 8), torch.nan)}, "holds nan"),
-        ({"image": []}, "0 images"),
+        ({"image": torch.rand(8, 8, 3)}, r"shape \[8, 8, 3\] has colours"),
+        ({"image": torch.full((8, 8), torch.nan)}, "the image holds nan"),
         ({"image": torch.rand(25, 8, 8)}, "25 images"),
-        ({"kernel": torch.rand(8, 3)}, r"kernel has shape \[8, 3\]"),
-        ({"kernel": torch.rand(4, 1, 3, 3)}, r"kernel has shape \[4, 1, 3, 3\]"),
-        ({"kernel": torch.rand(3)}, r"kernel has shape \[3\]"),
-        ({"kernel": torch.tensor([[torch.inf]])}, "holds inf"),
         ({"kernels": {"odd": torch.rand(9, 9)}}, r"kernels\['odd'\] has shape \[9, 9\]"),
-        ({"stride": 0}, "stride=0"),
-        ({"stride": 1.5}, "stride=1.5"),
-        ({"stride": (1, 2)}, r"stride=\(1, 2\)"),
-        ({"padding": -1}, "padding=-1"),
-        ({"padding": "same"}, "padding='same'"),
-        ({"dilation": 10}, "dilation=10"),
-        ({"dilation": 4}, "reaches over 9 pixels, the image with its padding has 8"),
+        ({"stride": 1.5}, "stride=1.5; expected a whole number from 1 to 9"),
+        ({"padding": -1}, "padding=-1; expected a whole number from 0 to 9"),
         ({"titles": ["a", "b"]}, "2 titles for 1 images"),
-        ({"panels": ["bias"]}, "panel 'bias'; there are kernels, products, stride"),
-        ({"at": (6, 0)}, r"at=\(6, 0\); the map has 6 rows and 6 columns"),
-        ({"at": (0, -1)}, r"at=\(0, -1\)"),
+        ({"panels": ["bias"]}, "panels {'bias'}; there are kernels, products, stride"),
+        ({"at": (0, -1)}, r"at=\(0, -1\); the map has shape \[6, 6\]"),
     ],
 )
 def test_what_is_refused(kwargs, message):
@@ -115,9 +77,8 @@ def test_what_is_refused(kwargs, message):
 
 
 def test_the_kernels_to_choose_from():
-    explorer = ConvExplorer(
-        ramp, torch.ones(2, 2), kernels={"mine": torch.rand(1, 1, 3, 3), "blur": left_edge}
-    )
+    more = {"mine": torch.rand(1, 1, 3, 3), "blur": left_edge}
+    explorer = ConvExplorer(ramp, torch.ones(2, 2), kernels=more)
     assert list(explorer.kernels)[:3] == ["given", "mine", "blur"]
     assert torch.equal(explorer.kernels["blur"], left_edge)
     assert set(usual_kernels) < set(explorer.kernels)
@@ -130,70 +91,62 @@ def test_the_kernels_to_choose_from():
 def test_it_opens_on_the_first_window_of_half_the_strength_or_where_it_is_told():
     image = torch.zeros(6, 6)
     image[2, 4], image[4, 1] = 0.5, 1
-    assert ConvExplorer(image, torch.ones(1, 1)).at == (2, 4)
-    assert ConvExplorer(-image, torch.ones(1, 1)).at == (2, 4)
-    assert ConvExplorer(image**2, torch.ones(1, 1)).at == (4, 1)
-    assert ConvExplorer(image * 0, torch.ones(1, 1)).at == (0, 0)
-    explorer = ConvExplorer(image, torch.ones(1, 1), stride=2, at=(2, 0))
-    assert (embedded(explorer)["row"], embedded(explorer)["col"]) == (2, 0)
+    for im, at in ((image, (2, 4)), (-image, (2, 4)), (image**2, (4, 1)), (image * 0, (0, 0))):
+        assert ConvExplorer(im, torch.ones(1, 1)).at == at
+    told = embedded(ConvExplorer(image, torch.ones(1, 1), stride=2, at=(2, 0)))
+    assert (told["row"], told["col"]) == (2, 0)
 
 
-def framed(png, left):
-    "Top, bottom, left and right of what is orange in the left or the right half of a still picture."
-    a = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
-    r, g, b = np.moveaxis(a, 2, 0)
-    orange = (r > 200) & (abs(g - 127) < 40) & (b < 60)
-    middle = a.shape[1] // 2
-    ys, xs = orange[:, :middle].nonzero() if left else orange[:, middle:].nonzero()
-    return ys.min(), ys.max(), xs.min(), xs.max()
+def still(image, **kwargs):
+    "The still picture as int [H,W,3], and its alt text."
+    png, said = ConvExplorer(image, torch.ones(3, 3), **kwargs)._repr_png_()
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int), said["alt"]
 
 
 def test_the_still_picture_frames_the_window_and_its_answer():
-    image = torch.zeros(8, 8)
-    image[5, 6] = 1
-    png, said = ConvExplorer(image, torch.ones(3, 3), at=(0, 0))._repr_png_()
-    assert said["alt"] == (
-        "A convolution: an image of 8 by 8 pixels, a kernel of 3 by 3 numbers, and their feature "
-        "map of 6 by 6. The framed window's answer is 0.00."
-    )
-    other, said = ConvExplorer(image, torch.ones(3, 3), at=(3, 4))._repr_png_()
-    assert "answer is 1.00." in said["alt"]
-    for left, (down, right), cells in ((True, (3, 4), 3), (False, (3, 4), 1)):
-        y0, y1, x0, _ = framed(png, left)
+    image = torch.ones(8, 8)
+    image[3:6, 4:7] = 0
+    boxes = []
+    for at, answer in (((0, 0), "9.00"), ((3, 4), "0.00")):
+        a, alt = still(image, at=at)
+        assert alt == (
+            "A convolution: an image of 8 by 8 pixels, a kernel of 3 by 3 numbers, and their feature "
+            f"map of 6 by 6. The framed window's answer is {answer}."
+        )
+        orange = (a[..., 0] > 200) & (abs(a[..., 1] - 127) < 40) & (a[..., 2] < 60)
+        halves = np.split(orange, [a.shape[1] // 2], 1)
+        boxes.append([[(i.min(), i.max()) for i in half.nonzero()] for half in halves])
+    for ((y0, y1), (x0, _)), ((y, _), (x, _)), cells in zip(*boxes, (3, 1), strict=True):
         cell = (y1 - y0) / cells
-        y, _, x, _ = framed(other, left)
-        assert (y - y0) / cell == pytest.approx(down, abs=0.35)
-        assert (x - x0) / cell == pytest.approx(right, abs=0.5)
+        assert (y - y0) / cell == pytest.approx(3, abs=0.35)
+        assert (x - x0) / cell == pytest.approx(4, abs=0.5)
+    (y0, y1), (x0, x1) = boxes[1][0]  # what is framed is black
+    assert (a[y0:y1, x0:x1].max(2) < 30).mean() > 0.75
 
 
-def test_where_no_script_runs_the_same_picture_stands():
-    explorer = ConvExplorer(ramp, torch.ones(2, 2))
-    png, said = explorer._repr_png_()
-    alt, src = re.search(
-        r'<img [^>]*alt="(.*?)" src="data:image/png;base64,(.*?)">', explorer._repr_html_()
-    ).groups()
-    assert alt == said["alt"] and base64.b64decode(src) == png
+def test_the_padding_of_the_still_picture_is_hatched():
+    for padding, hatched in ((0, False), (2, True)):
+        image = still(torch.zeros(8, 8), padding=padding, at=(4, 4))[0][30:, :270]
+        silver = abs(image - 192).max(2) < 20
+        assert (silver.sum() > 300) == hatched
 
 
 def test_the_html_is_small_the_same_each_time_and_needs_nothing():
     images = (torch.rand(6, 28, 28) * 255).round() / 255
-    pages = [ConvExplorer(images, top_edge)._repr_html_() for _ in range(2)]
-    assert pages[0] == pages[1]
-    still = re.search('data:image/png;base64,[^"]*', pages[0])[0]
-    assert len(still) < 16_000 and len(pages[0]) - len(still) < 60_000
-    outside = r"https?:|\bimport\(|\bfetch\(|\bsrc=|\bhref=|@import|url\("
-    assert not re.search(outside, pages[0].replace(f'src="{still}"', ""))
-    assert "ConvExplorer(images: 6 of 28x28, kernel: 3x3" in repr(ConvExplorer(images, top_edge))
-
-
-def test_titles_are_text():
     title = "</script><b>\"'&"
-    page = ConvExplorer(ramp, torch.ones(2, 2), titles=[title], kernels={title: torch.ones(1, 1)})
-    assert title not in page._repr_html_()
-    assert embedded(page)["images"][0]["title"] == title
+    explorer = ConvExplorer(images, top_edge, titles=[title] * 6, kernels={title: torch.ones(1, 1)})
+    page = explorer._repr_html_()
+    assert page == explorer._repr_html_()
+    png, said = explorer._repr_png_()
+    picture = f'src="data:image/png;base64,{base64.b64encode(png).decode()}"'
+    assert f'alt="{said["alt"]}" {picture}' in page and repr(explorer) == said["alt"]
+    assert len(picture) < 16_000 and len(page) - len(picture) < 60_000
+    outside = r"https?:|\bimport\(|\bfetch\(|\bsrc=|\bhref=|@import|url\("
+    assert not re.search(outside, page.replace(picture, ""))
+    assert title not in page and embedded(explorer)["images"][0]["title"] == title
 
 
-# ---------------------------------------------------------------- in a browser
+# --- in a browser ---
 
 
 class Page:
@@ -222,14 +175,6 @@ class Page:
             value,
         )
 
-    def change_weight(self, value):
-        "As if it had been typed into the kernel's first number."
-        self.js(
-            "const input = root.querySelector('#weights input'); input.focus(); input.value = arguments[1];"
-            "input.dispatchEvent(new Event('input', {bubbles: true}));",
-            value,
-        )
-
     def click(self, text):
         self.js(
             "[...root.querySelectorAll('button')].find(b => b.textContent.trim() === arguments[1]).click()",
@@ -243,9 +188,6 @@ class Page:
 
     def drag(self, element, *points, kind="mouse"):
         "A real pointer: down on the first point, over the others, up. Points are shares of width and height."
-        from selenium.webdriver.common.action_chains import ActionBuilder
-        from selenium.webdriver.common.actions.pointer_input import PointerInput
-
         box = self.js(
             "const e = $(arguments[1]); e.scrollIntoView({block: 'center'});"
             "const b = e.getBoundingClientRect();"
@@ -275,14 +217,11 @@ class Page:
 def show(browser, tmp_path):
     "show(*explorers, width=..., scheme=...): the first explorer of a page with all of them."
 
-    def show(*explorers, head="", body="", **kwargs):
+    def show(*explorers, head="", **kwargs):
         path = tmp_path / "page.html"
         pages = "\n".join(e._repr_html_() for e in explorers)
-        path.write_text(
-            '<!doctype html><html lang="en"><meta charset="utf-8"><title>explorer</title>'
-            f'<meta name="viewport" content="width=device-width">{head}<body {body}>{pages}',
-            encoding="utf-8",
-        )
+        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">{head}'
+        path.write_text(f"<!doctype html>{head}<body>{pages}", encoding="utf-8")
         browser.open(path.as_uri(), **kwargs)
         return Page(browser)
 
@@ -292,16 +231,13 @@ def show(browser, tmp_path):
 
 def settings(n):
     "n settings whose map is not empty: sizes of image and kernel, numbers, stride, padding, dilation."
-    g = torch.Generator().manual_seed(0)
-    choose = lambda low, high: torch.randint(low, high + 1, (), generator=g).item()  # noqa: E731
+    choose = lambda low, high: torch.randint(low, high + 1, ()).item()  # noqa: E731
     out = []
     while len(out) < n:
         shape, ks = (choose(1, 40), choose(1, 40)), (choose(1, 7), choose(1, 7))
         s = {"stride": choose(1, 5), "padding": choose(0, 4), "dilation": choose(1, 4)}
         if all(out_size(m, k, *s.values()) for m, k in zip(shape, ks, strict=True)):
-            image, kernel = (
-                torch.randn(size, generator=g) * 10 ** choose(-2, 2) for size in (shape, ks)
-            )
+            image, kernel = (torch.randn(size) * 10 ** choose(-2, 2) for size in (shape, ks))
             out.append({"image": image.tolist(), "kernel": kernel.tolist(), **s})
     return out
 
@@ -311,7 +247,6 @@ def test_the_map_is_that_of_conv2d_on_240_settings(show):
     cases = settings(240)
     each = "c => { el.set(c); return [el.state.map, el.state.unread] }"
     shown = page.js(f"return arguments[1].map({each})", cases)
-    seen = set()
     for case, (got, unread) in zip(cases, shown, strict=True):
         image, kernel = (torch.tensor(case.pop(name)).double() for name in ("image", "kernel"))
         expected = conv2d(image, kernel, **case)
@@ -323,122 +258,80 @@ def test_the_map_is_that_of_conv2d_on_240_settings(show):
         zero = x.grad == 0
         assert unread["rows"] == zero.all(1).nonzero().flatten().tolist()
         assert unread["cols"] == zero.all(0).nonzero().flatten().tolist()
-        seen.add((image.shape, kernel.shape, *case.values()))
-    assert len(seen) > 200
 
 
-def test_embedded_numbers_are_exact_enough(show):
-    g = torch.Generator().manual_seed(1)
-    for image in (
-        torch.randn(12, 9, generator=g) * 100,
-        torch.rand(28, 28, generator=g),
-        torch.arange(16).reshape(4, 4),
-        torch.randint(256, (9, 9), generator=g, dtype=torch.uint8) / 255,
-    ):
-        kernel = torch.randn(3, 3, generator=g)
-        page = show(ConvExplorer(image, kernel, padding=1))
-        expected = conv2d(image, kernel, padding=1)
-        got = torch.tensor(page.state["map"]).double()
-        assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+@pytest.mark.parametrize("image", [torch.randn(12, 9) * 100, levels / 255], ids=["f32", "u8"])
+def test_embedded_numbers_are_exact_enough(show, image):
+    kernel = torch.randn(3, 3)
+    explorer = ConvExplorer(image, kernel, padding=1)
+    assert ("u8" in embedded(explorer)["images"][0]) == (image.max() <= 1)
+    expected = conv2d(image, kernel, padding=1)
+    got = torch.tensor(show(explorer).state["map"]).double()
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_the_controls_set_the_map(show):
     page = show(ConvExplorer(torch.rand(13, 11), top_edge))
     for name, value in (("stride", 2), ("padding", 3), ("dilation", 2), ("stride", 4)):
         page.change(name, value)
-        assert page.check()[name] == value
-    size = page.state["size"]
-    assert size == [out_size(13, 3, 4, 3, 2), out_size(11, 3, 4, 3, 2)]
+        s = page.check()
+        assert s[name] == value
+        image, map = page.js("return [$('image').width, $('map').width]")  # in one scale
+        assert map / s["size"][1] == pytest.approx(image / (11 + 2 * s["padding"]), abs=1)
+    size = [out_size(13, 3, 4, 3, 2), out_size(11, 3, 4, 3, 2)]
+    assert s["size"] == size and f"The map is {size[0]} by {size[1]} now. Row" in s["text"]
     formula = page.js("return $('formula').textContent")
     assert f"13 + 2·3 − 2·(3 − 1) − 14 + 1= {(13 + 6 - 4 - 1) / 4:g} + 1= {size[0]}" in formula
-    assert f"The map is {size[0]} by {size[1]} now. Row" in page.state["text"]
     # out of range, and nothing at all
     page.change("stride", 99)
-    assert page.state["stride"] == 9
     page.change("stride", "")
     assert page.js("return $('stride').value") == "9"
     page.js("$('stride').parentNode.querySelector('button').click()")
     assert page.check()["stride"] == 8
 
 
-@pytest.mark.parametrize(
-    "panels",
-    [
-        (),
-        ("products",),
-        ("products", "stride", "padding"),
-        ("matrix",),
-        ("dilation",),
-        ("kernels", "stride"),
-    ],
-)
-def test_only_the_named_panels_are_seen(show, browser, panels):
-    parts = {"kernels": "kernels", "products": "number", "matrix": "unrolled"}
-    parts |= {name: name for name in ("stride", "padding", "dilation")}
-    for width in (1000, 400):
-        page = show(ConvExplorer(torch.rand(9, 9), top_edge, panels=panels, at=(0, 0)), width=width)
-        seen = {
-            p
-            for p in all_panels
-            if page.js("return !!$(arguments[1]).getClientRects().length", parts[p])
-        }
-        assert seen == set(panels)
-        assert browser.overflow() == 0
+def test_only_the_named_panels_are_seen(show):
+    parts = dict(zip(all_panels, all_panels, strict=True))
+    parts |= {"products": "number", "matrix": "unrolled"}
+    choices = [(), ("products", "stride"), ("matrix",), ("padding", "dilation"), ("kernels",)]
+    image = torch.rand(9, 9)
+    first = show(*(ConvExplorer(image, top_edge, panels=panels, at=(0, 0)) for panels in choices))
+    for i, panels in enumerate(choices):
+        page = Page(first.browser, i)
+        seen = "return !!$(arguments[1]).getClientRects().length"
+        assert {p for p in all_panels if page.js(seen, parts[p])} == set(panels)
         # the formula speaks of what can be set, and the next windows of the stride
-        formula = page.js(
-            "return $('formula').getClientRects().length ? $('formula').textContent : ''"
-        )
-        assert bool(formula) == bool({"stride", "padding", "dilation"} & set(panels))
-        assert ("d(k" in formula) == ("dilation" in panels)
+        assert page.js(seen, "formula") == bool({"stride", "padding", "dilation"} & set(panels))
+        assert ("d(k" in page.js("return $('formula').textContent")) == ("dilation" in panels)
         assert page.js("return !$('next').hidden") == ("stride" in panels)
-        page.keys("map", "\ue015")  # arrow down
+        page.keys("map", Keys.ARROW_DOWN)
         assert page.check()["row"] == 1
 
 
-def test_the_map_is_drawn_in_the_image_s_scale(show):
-    page = show(ConvExplorer(torch.rand(9, 9), top_edge))
-    for stride, padding in ((1, 0), (2, 1), (3, 0)):
-        page.change("stride", stride)
-        page.change("padding", padding)
-        image, map = page.js("return [$('image').width, $('map').width]")
-        assert map / page.state["size"][1] == pytest.approx(image / (9 + 2 * padding), abs=1)
-
-
-def test_large_numbers_do_not_become_others(show):
-    page = show(ConvExplorer(torch.ones(3, 3), torch.ones(1, 1)))
-    page.change_weight(1e9)
-    assert page.check()["kernel"] == [[1e6]]
-    page.js("root.querySelector('#weights input').blur()")
-    assert page.js("return root.querySelector('#weights input').value") == "1.0e+6"
-    assert page.js("return $('sum').textContent") == "1.0e6"
-
-
 def test_without_scripts_there_is_a_picture(show, browser):
-    off = browser.driver.execute_cdp_cmd
-    off("Emulation.setScriptExecutionDisabled", {"value": True})
+    cdp = browser.driver.execute_cdp_cmd
+    cdp("Emulation.setScriptExecutionDisabled", {"value": True})
     show(ConvExplorer(torch.rand(9, 9), top_edge), width=600)
-    off("Emulation.setScriptExecutionDisabled", {"value": False})
-    assert (
-        browser.run(
-            "return customElements.get(document.querySelector('[data-explorer]').localName)"
-        )
-        is None
-    )
-    box = browser.run(
-        "const i = document.querySelector('img'); return [i.naturalWidth, i.width, i.alt]"
-    )
-    assert box[0] == 760 and 500 < box[1] <= 600 and "feature map of 7 by 7" in box[2]
-    assert browser.overflow() == 0
+    cdp("Emulation.setScriptExecutionDisabled", {"value": False})
+    picture = "const i = document.querySelector('img'); return [i.naturalWidth, i.width]"
+    full, shown = browser.run(picture)
+    assert full == 760 and 500 < shown <= 600 and browser.overflow() == 0
     show(ConvExplorer(torch.rand(9, 9), top_edge))
     assert browser.run("return document.querySelector('img').getClientRects().length") == 0
 
 
-def test_what_is_never_read_is_said(show):
-    page = show(ConvExplorer(torch.rand(8, 8), top_edge, stride=2))
-    assert page.state["unread"] == {"rows": [7], "cols": [7]}
-    assert "never read: row 7 and column 7" in page.js("return $('unread').textContent")
-    page.change("padding", 1)
-    assert "every row and every column is read" in page.js("return $('unread').textContent")
+def test_what_is_never_read_is_said_and_hatched(show):
+    page = show(ConvExplorer(torch.rand(8, 8), top_edge, stride=2, at=(0, 0)))
+    hatched = """
+        const c = $('image'), n = c.width / 8, copy = document.createElement('canvas').getContext('2d');
+        copy.drawImage(c, 0, 7 * n, n, n, 0, 0, n, n);
+        const d = copy.getImageData(0, 0, n, n).data;
+        return [...Array(d.length / 4).keys()].some(i => d[4 * i + 2] - d[4 * i + 1] > 60);
+    """
+    for padding, said in ((0, "row 7 and column 7"), (1, "every row and every column is read")):
+        page.change("padding", padding)
+        assert said in page.js("return $('unread').textContent")
+        assert page.js(hatched) == (not padding)
 
 
 def test_no_window_fits(show):
@@ -446,53 +339,36 @@ def test_no_window_fits(show):
     page.change("dilation", 3)
     assert page.state["size"] == [0, 0]
     assert "it reaches over 7 × 7 pixels, the image has 5 × 5" in page.state["text"]
-    page.js(
-        "$('map').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowDown', bubbles: true}))"
-    )
-    assert page.state["row"] == 0
     page.change("padding", 1)
     assert page.check()["size"] == [1, 1]
 
 
 def test_keyboard(show):
-    from selenium.webdriver import Keys
-
-    image = torch.rand(9, 9)
+    image = torch.arange(81).reshape(9, 9) / 100
     page = show(ConvExplorer(image, top_edge))
-    expected = conv2d(image, top_edge)
     for keys, at in (
         ((Keys.HOME, Keys.PAGE_UP), (0, 0)),
-        ((Keys.ARROW_DOWN,), (1, 0)),
-        ((Keys.ARROW_RIGHT, Keys.ARROW_RIGHT), (1, 2)),
+        ((Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT), (1, 2)),
         ((Keys.ARROW_UP, Keys.ARROW_UP), (0, 2)),
         ((Keys.END, Keys.PAGE_DOWN, Keys.ARROW_LEFT), (6, 5)),
     ):
         page.keys("map", *keys)
         state = page.check()
         assert (state["row"], state["col"]) == at
-        said = re.fullmatch(
-            r"Row (\d), column (\d) of the feature map\. "
-            r"Window: rows (\d) to (\d), columns (\d) to (\d) of the image\. "
-            r"Products: (.*)\. Sum: (.*)\.",
-            state["text"].replace("−", "-"),
-        )
-        r, c = at
-        assert [int(v) for v in said.groups()[:6]] == [r, c, r, r + 2, c, c + 2]
-        products = [float(v) for v in re.split("[,;] ", said[7])]
-        window = image[r : r + 3, c : c + 3] * top_edge
-        assert products == pytest.approx(window.flatten().tolist(), abs=0.0051)
-        assert float(said[8]) == pytest.approx(expected[r, c].item(), abs=0.0051)
-        assert page.js("return $('sum').textContent").replace("−", "-") == said[8]
-        assert f"column {r * 7 + c} of 49" == page.js("return $('column').textContent")
+        assert f"column {at[0] * 7 + at[1]} of 49" == page.js("return $('column').textContent")
+    assert state["text"] == (
+        "Row 6, column 5 of the feature map. Window: rows 6 to 8, columns 5 to 7 of the image. "
+        "Products: −0.59, −0.60, −0.61; 0, 0, 0; 0.77, 0.78, 0.79. Sum: 0.54."
+    )
+    assert page.js("return $('sum').textContent") == "0.54"
 
 
 def test_pointer_and_touch(show):
     page = show(ConvExplorer(torch.rand(9, 9), top_edge))
     for kind, element, at, expected in (
         ("mouse", "map", (0.5 / 7, 6.5 / 7), (6, 0)),
-        ("touch", "map", (3.5 / 7, 2.5 / 7), (2, 3)),
-        ("mouse", "image", (5.5 / 9, 4.5 / 9), (3, 4)),
-        ("touch", "image", (0.01, 0.01), (0, 0)),
+        ("touch", "image", (5.5 / 9, 4.5 / 9), (3, 4)),
+        ("mouse", "image", (0.01, 0.01), (0, 0)),
         ("mouse", "all", (10.5 / 49, 0.5), (1, 3)),
     ):
         page.drag(element, at, kind=kind)
@@ -501,55 +377,42 @@ def test_pointer_and_touch(show):
 
 
 def test_a_kernel_value_is_edited(show):
-    from selenium.webdriver import Keys
-
     page = show(ConvExplorer(torch.rand(9, 9), top_edge))
     cell = "root.querySelectorAll('#weights input')[5]"
-    page.js(f"return {cell}").send_keys("-2.5")
-    state = page.check()
-    assert state["kernel"] == [[-1, -1, -1], [0, 0, -2.5], [1, 1, 1]]
-    page.js(f"return {cell}").send_keys(Keys.ARROW_UP)
-    assert page.check()["kernel"][1][2] == -2.4
+    for typed, weight in (("-2.5", -2.5), (Keys.ARROW_UP, -2.4), ("1e9", 1e6)):
+        page.js(f"{cell}.select()")
+        page.js(f"return {cell}").send_keys(typed)
+        assert page.check()["kernel"] == [[-1, -1, -1], [0, 0, weight], [1, 1, 1]]
     # while there is no number yet, the last one stays
-    page.js(f"{cell}.value = ''; {cell}.dispatchEvent(new Event('input'))")
-    assert page.check()["kernel"][1][2] == -2.4
-    page.js(f"{cell}.blur()")
-    assert page.js(f"return {cell}.value") == "-2.4"
+    page.js(f"{cell}.value = ''; {cell}.dispatchEvent(new Event('input')); {cell}.blur()")
+    assert page.check()["kernel"][1][2] == 1e6
+    assert page.js(f"return {cell}.value") == "1.0e+6"
 
 
 def test_another_kernel_and_another_image(show):
-    images = torch.rand(2, 1, 8, 8)
-    page = show(
-        ConvExplorer(images, top_edge, titles=["one", "two"], kernels={"wide": torch.rand(5, 7)})
-    )
+    images, wide = torch.rand(2, 1, 8, 8), {"wide": torch.rand(5, 7)}
+    page = show(ConvExplorer(images, top_edge, titles=["one", "two"], kernels=wide))
     page.click("emboss")
     assert page.check()["kernel"] == usual_kernels["emboss"].tolist()
     page.click("wide")
     assert page.check()["size"] == [4, 2]
     page.click("two")
     torch.testing.assert_close(torch.tensor(page.check()["image"]), images[1, 0])
-    pressed = (
-        "return [...root.querySelectorAll('[aria-pressed=true]')].map(b => b.textContent.trim())"
-    )
-    assert page.js(pressed) == ["point", "two", "wide"]
+    pressed = "[...root.querySelectorAll('[aria-pressed=true]')].map(b => b.textContent.trim())"
+    assert page.js(f"return {pressed}") == ["point", "two", "wide"]
 
 
 def test_drawing(show):
-    from selenium.webdriver import Keys
-
     page = show(ConvExplorer(torch.zeros(8, 8), top_edge))
     page.click("draw")
     page.drag("image", (0.5 / 8, 2.5 / 8), (7.5 / 8, 2.5 / 8))
-    state = page.check()
-    assert state["image"] == [[float(row == 2)] * 8 for row in range(8)]
-    assert max(map(max, state["map"])) == 3
+    assert page.check()["image"] == [[float(row == 2)] * 8 for row in range(8)]
     page.click("erase")
     page.drag("image", (3.5 / 8, 2.5 / 8), kind="touch")
     assert page.check()["image"][2] == [1, 1, 1, 0, 1, 1, 1, 1]
     page.click("draw")
     page.keys("image", Keys.ARROW_DOWN, Keys.ARROW_RIGHT, " ")
-    state = page.check()
-    assert state["image"][5][5] == 1
+    assert page.check()["image"][5][5] == 1
     # all of it is as it came
     page.click("blur")
     page.change("stride", 3)
@@ -561,26 +424,17 @@ def test_drawing(show):
 
 def test_walk(show):
     page = show(ConvExplorer(torch.rand(4, 4), top_edge))
-    page.js("el.set({row: 0, col: 0})")
     page.click("walk")
-    at = page.browser.driver.execute_async_script(
-        """
-        const el = document.querySelector('[data-explorer]'), seen = new Set();
-        const timer = setInterval(() => {
-          seen.add(el.state.row * 2 + el.state.col);
-          if (seen.size < 4) return;
-          clearInterval(timer);
-          arguments[0]([...seen]);
-        }, 10);
-        """
+    seen = set()
+    WebDriverWait(page, 20, 0.02).until(
+        lambda page: seen.add((page.state["row"], page.state["col"])) or len(seen) == 4
     )
-    assert sorted(at) == [0, 1, 2, 3]
-    page.keys("map", "\ue011")  # home
+    page.keys("map", Keys.HOME)
     assert page.js("return $('walk').getAttribute('aria-pressed')") == "false"
 
 
 @pytest.mark.parametrize("width", [400, 1600])
-@pytest.mark.parametrize("ks", [(3, 3), (7, 7), (1, 7), (2, 2)])
+@pytest.mark.parametrize("ks", [(3, 3), (7, 7)])
 def test_no_overflow(show, browser, width, ks):
     page = show(ConvExplorer(torch.rand(6, 1, 64, 48), torch.randn(ks), padding=9), width=width)
     assert browser.overflow() == 0
@@ -591,11 +445,6 @@ def test_no_overflow(show, browser, width, ks):
         return seen.filter(out).map(e => e.outerHTML.slice(0, 80));
     """
     assert page.js(inside) == []
-    # side by side, or one below the other
-    tops = page.js(
-        "return ['image', 'weights', 'map'].map(id => Math.round($(id).getBoundingClientRect().top))"
-    )
-    assert (max(tops) - min(tops) <= 2) if width == 1600 else (tops == sorted(set(tops)))
 
 
 def luminance(colour):
@@ -605,22 +454,9 @@ def luminance(colour):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize(
-    "scheme, body, dark",
-    [
-        ("light", "", False),
-        ("dark", "", True),
-        ("dark", 'data-jp-theme-light="true"', False),
-        ("light", 'data-jp-theme-light="false"', True),
-        ("light", 'data-vscode-theme-kind="vscode-dark"', True),
-        ("dark", 'data-vscode-theme-kind="vscode-high-contrast-light"', False),
-        ("dark", 'data-theme="light"', False),
-    ],
-)
-def test_dark_and_light(show, scheme, body, dark):
-    page = show(ConvExplorer(torch.rand(4, 1, 9, 9), top_edge), scheme=scheme, body=body)
-    background = page.js("return getComputedStyle(root.querySelector('.explorer')).backgroundColor")
-    assert (luminance(background) < 0.1) == dark
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_dark_and_light(show, scheme):
+    page = show(ConvExplorer(torch.rand(4, 1, 9, 9), top_edge), scheme=scheme)
     # every text can be read on what is behind it
     texts = page.js(
         """
@@ -639,31 +475,31 @@ def test_dark_and_light(show, scheme, body, dark):
     for text, colour, ground in texts:
         low, high = sorted((luminance(colour), luminance(ground)))
         assert (high + 0.05) / (low + 0.05) >= 4.5, (text, colour, ground)
-
-
-def test_the_theme_follows_the_page(show):
-    page = show(ConvExplorer(ramp, torch.ones(2, 2)))
-    theme = "return root.querySelector('.explorer').dataset.theme"
-    assert page.js(theme) == "light"
-    page.js("document.documentElement.dataset.theme = 'dark'")
-    assert page.js(theme) == "dark"
+    # what the page says goes before the scheme
+    for name, value, theme in (
+        ("data-none", "", scheme),
+        ("data-jp-theme-light", "true", "light"),
+        ("data-jp-theme-light", "false", "dark"),
+        ("data-vscode-theme-kind", "vscode-dark", "dark"),
+        ("data-vscode-theme-kind", "vscode-high-contrast-light", "light"),
+        ("data-theme", "dark", "dark"),
+    ):
+        page.js("document.body.setAttribute(arguments[1], arguments[2])", name, value)
+        assert page.js("return root.querySelector('.explorer').dataset.theme") == theme
+        page.js("document.body.removeAttribute(arguments[1])", name)
 
 
 def test_two_on_one_page_and_no_style_gets_in_or_out(show, browser):
     loud = "* { color: red !important; font-size: 40px !important } p, button { display: none !important }"
-    loud += " body { letter-spacing: 9px; text-transform: uppercase }"
-    explorers = [ConvExplorer(torch.rand(n, n), k) for n, k in ((9, top_edge), (6, left_edge))]
-    page = show(*explorers, head=f"<style>{loud}</style>")
-    other = Page(browser, 1)
+    two = [ConvExplorer(torch.rand(n, n), k) for n, k in ((9, top_edge), (6, left_edge))]
+    page = show(*two, head=f"<style>{loud}</style>")
     page.change("stride", 2)
     page.click("blur")
-    assert other.check()["kernel"] == left_edge.tolist() and other.state["stride"] == 1
     assert page.check()["kernel"] != left_edge.tolist()
-    names = ["color", "fontSize", "display", "letterSpacing", "textTransform"]
-    style = page.js(
-        "const s = getComputedStyle($('where')); return arguments[1].map(n => s[n])", names
-    )
-    assert style == ["rgb(83, 92, 105)", "14px", "block", "normal", "none"]
+    other = Page(browser, 1).check()
+    assert other["kernel"] == left_edge.tolist() and other["stride"] == 1
+    style = "const s = getComputedStyle($('where')); return [s.color, s.fontSize, s.display]"
+    assert page.js(style) == ["rgb(83, 92, 105)", "14px", "block"]
     assert browser.run("return getComputedStyle(document.body).color") == "rgb(255, 0, 0)"
 
 
@@ -692,7 +528,7 @@ def test_put_in_by_a_front_end(show, browser):
 def test_keys_are_no_shortcuts_of_the_notebook(show, browser):
     page = show(ConvExplorer(torch.rand(9, 9), top_edge))
     browser.run("window.got = []; document.addEventListener('keydown', e => got.push(e.key))")
-    page.keys("map", "\ue015", "d", "d", "\ue004")  # arrow down, d, d, tab
+    page.keys("map", Keys.ARROW_DOWN, "d", Keys.TAB)
     page.keys("stride", "1")
     assert browser.run("return got") == ["Tab"]
     assert page.js("return el.dataset.lmSuppressShortcuts") == "true"
@@ -702,14 +538,10 @@ def test_names_for_screen_readers(show, browser):
     page = show(ConvExplorer(torch.rand(2, 1, 9, 9), top_edge, titles=["one", "two"]))
     nodes = browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     kinds = {"button", "spinbutton", "application", "image", "img"}
-    named = [
-        (n["role"]["value"], n.get("name", {}).get("value", ""))
-        for n in nodes
-        if not n.get("ignored") and n.get("role", {}).get("value") in kinds
-    ]
+    shown = [n for n in nodes if not n.get("ignored") and "role" in n]
+    named = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in shown]
+    named = [(role, name) for role, name in named if role in kinds]
     assert len(named) > 20 and all(name for _, name in named), named
     assert ("spinbutton", "kernel, row 0, column 2") in named
     assert any(role == "application" and "Feature map of 7 rows" in name for role, name in named)
     assert page.js("return $('live').getAttribute('aria-live')") == "polite"
-    page.keys("map", "\ue013")
-    assert page.js("return getComputedStyle($('map')).outlineStyle") == "solid"

@@ -32,19 +32,8 @@ def test_as_image_puts_channels_last(h, w, c):
     want = im[0] if c == 1 else im.permute(1, 2, 0)
     for form in (im, im.numpy(), im.permute(1, 2, 0), im.permute(1, 2, 0).numpy()):
         np.testing.assert_array_equal(as_image(form), want.numpy())
-
-
-@given(h=st.integers(1, 12), w=st.integers(1, 12))
-def test_as_image_keeps_a_matrix(h, w):
-    im = torch.rand(h, w)
-    np.testing.assert_array_equal(as_image(im), im.numpy())
-
-
-@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7])
-def test_a_kernel_of_one_channel_is_grey(side):
-    "The filters of the lesson's first layer are [1,3,3]: no row of three coloured pixels."
-    kernel = torch.rand(1, side, side)
-    np.testing.assert_array_equal(as_image(kernel), kernel[0].numpy())
+    for side in (1, 3, 4):  # a filter is grey: no row of three coloured pixels
+        assert as_image(torch.rand(1, side, side)).shape == (side, side)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +46,6 @@ def test_a_kernel_of_one_channel_is_grey(side):
         torch.randint(0, 256, (6, 5), dtype=torch.uint8),
         np.random.default_rng(0).random((6, 5)),
     ],
-    ids=["grad", "bfloat16", "half", "bool", "uint8", "float64 array"],
 )
 def test_as_image_takes_every_dtype(im):
     got = as_image(im)
@@ -67,19 +55,6 @@ def test_as_image_takes_every_dtype(im):
     show_image(im).figure.canvas.draw()
 
 
-@pytest.mark.parametrize("mode, shape", [("L", (6, 5)), ("RGB", (6, 5, 3)), ("RGBA", (6, 5, 4))])
-def test_as_image_takes_pil(mode, shape):
-    im = Image.new(mode, (5, 6), 7)
-    np.testing.assert_array_equal(as_image(im), np.array(im))
-    assert as_image(im).shape == shape
-
-
-@pytest.mark.parametrize("shape", [(5,), (2, 6, 6), (1, 1, 6, 6), (6, 6, 2)])
-def test_no_image_is_an_error_that_quotes_the_shape(shape):
-    with pytest.raises(ValueError, match=str(list(shape)).replace("[", r"\[").replace("]", r"\]")):
-        as_image(torch.zeros(shape))
-
-
 def test_show_image_draws_grey_in_grey():
     im = torch.rand(1, 28, 28)
     ax = show_image(im, title="a boot")
@@ -87,24 +62,12 @@ def test_show_image_draws_grey_in_grey():
     np.testing.assert_array_equal(drawn.get_array(), im[0].numpy())
     assert drawn.get_cmap().name == "gray"
     assert ax.get_title() == "a boot"
-    assert not ax.axison
-    assert show_image(im, frame=True).axison
-
-
-def test_show_image_hands_on_and_draws_where_it_is_told():
-    _, ax = plt.subplots()
-    assert show_image(torch.rand(5, 5), ax, cmap="RdBu", vmin=-2, vmax=2) is ax
-    assert ax.images[0].get_cmap().name == "RdBu"
-    assert ax.images[0].get_clim() == (-2, 2)
-
-
-def test_show_image_has_the_size_that_was_asked_for():
-    assert tuple(show_image(torch.rand(5, 5), figsize=(3, 4)).figure.get_size_inches()) == (3, 4)
-
-
-def test_figures_have_a_size_per_picture():
-    fig, axs = subplots(2, 3, imsize=2)
-    assert tuple(fig.get_size_inches()) == (6, 4) and axs.shape == (2, 3)
+    assert not ax.axison and show_image(im, frame=True).axison
+    ax = subplots(1, 2, imsize=2)[1][1]
+    assert show_image(im, ax, cmap="RdBu", vmin=-2, vmax=2) is ax
+    assert (ax.images[0].get_cmap().name, ax.images[0].get_clim()) == ("RdBu", (-2, 2))
+    assert tuple(ax.figure.get_size_inches()) == (4, 2)
+    assert tuple(show_image(im, figsize=(3, 4)).figure.get_size_inches()) == (3, 4)
 
 
 @pytest.mark.parametrize(
@@ -126,14 +89,11 @@ def test_show_images_shows_each_under_its_title(as_list):
     for ax, im in zip(axs, ims, strict=True):
         np.testing.assert_array_equal(ax.images[0].get_array(), im[0].numpy())
     assert tuple(axs[0].figure.get_size_inches()) == (6, 2)
-
-
-def test_show_images_wants_a_title_for_each():
     with pytest.raises(ValueError, match="2 titles for 3 images"):
-        show_images(torch.rand(3, 6, 6), titles=["a", "b"])
+        show_images(ims, titles=["a", "b"])
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (3, 3), (4, 4), (1, 3, 3), (2, 5)])
+@pytest.mark.parametrize("shape", [(3, 3), (1, 3, 3), (2, 5)])
 def test_show_numbers_writes_every_number(shape):
     a = torch.arange(torch.Size(shape).numel()).reshape(shape)
     texts = [t.get_text() for t in show_numbers(a).texts]
@@ -159,16 +119,8 @@ def test_a_walk_has_a_picture_for_each_window():
 
 
 def test_history_draws_itself():
-    history = [
-        {
-            "epoch": i,
-            "training loss": 2 - i,
-            "validation loss": 2.5 - i,
-            "validation mae": i,
-            "seconds": 3,
-        }
-        for i in range(2)
-    ]
+    names = ("epoch", "training loss", "validation loss", "validation mae", "seconds")
+    history = [dict(zip(names, (i, 2 - i, 2.5 - i, i, 3), strict=True)) for i in range(2)]
     axs = show_history(history)
     drawn = {line.get_label(): list(line.get_ydata()) for ax in axs for line in ax.lines}
     assert drawn == {
