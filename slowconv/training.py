@@ -33,13 +33,13 @@ def run_epoch(
     dl,  # gives (xb, yb)
     metric=accuracy,  # (yb, predictions) -> mean over the batch, or None
     opt=None,  # `torch.optim.Optimizer`; without one, validate
-    sched=None,  # `torch.optim.lr_scheduler` of `opt`, one step for each batch
+    sched=None,  # `torch.optim.lr_scheduler` of `opt`, one step for each batch (lesson 06)
 ):  # (loss, metric), floats: means over images
     "Go through `dl` once; with `opt`, train."
-    model.train(opt is not None)
+    model.train(opt is not None)  # lesson 06 has layers that train in another way
     device = next((p.device for p in model.parameters()), "cpu")
     loss_sum, metric_sum, n = 0.0, 0.0, 0
-    with torch.set_grad_enabled(opt is not None):
+    with torch.set_grad_enabled(opt is not None):  # as no_grad() when validating
         for batch in dl:
             xb, yb = to_device(batch, device)
             pred = model(xb)

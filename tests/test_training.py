@@ -533,7 +533,9 @@ def literals():
     found = {}
     for cell in json.loads((root / "nbs" / "04_training.ipynb").read_text())["cells"]:
         for node in ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else ():
-            if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Dict, ast.List)):
+            if isinstance(node, ast.Assign) and isinstance(
+                node.value, (ast.Dict, ast.List, ast.Constant)
+            ):
                 try:
                     found[node.targets[0].id] = ast.literal_eval(node.value)
                 except (ValueError, AttributeError):
@@ -565,7 +567,8 @@ def test_the_lessons_fifty_seeds_are_those_of_the_benchmark():
     rose = sum(any(b > a for a, b in zip(v, v[1:], strict=False)) for v in losses)
     fell = sum(r["validation accuracy"][-1] < max(r["validation accuracy"]) for r in rows)
     prose = (root / "nbs" / "04_training.ipynb").read_text()
-    assert f"in {rose} of the 50 runs, and {fell} of them had been better" in prose
+    assert (rose, fell) == (lesson["loss_rose"], lesson["earlier_best"])
+    assert f"In {rose} of the 50 runs" in prose and f"in {fell} of the 50 the accuracy" in prose
 
 
 def test_the_lessons_cnn_and_mlp_are_those_of_the_benchmark():
@@ -582,5 +585,7 @@ def test_the_lessons_cnn_and_mlp_are_those_of_the_benchmark():
     assert lesson["sizes"] == sorted({r["images"] for r in rows})
     for name in ("CNN", "MLP, 7 hidden"):
         assert all(run[4] < 0.5 for run in found[name, "in place", 60_000]["by pixels"])
-    mlp = found["MLP, 7 hidden", "in place", 60_000]
-    assert mlp["lr"] == 0.05, "the rate that the lesson gives it"
+    rates = [found[name, "in place", 60_000]["lr"] for name in lesson["in_place"]]
+    assert rates == [0.2, 0.05, 0.1], "the rates that the lesson gives them"
+    rates = [found["CNN", setting, 60_000]["lr"] for setting in ("shuffled", "moved")]
+    assert rates == [0.4, 0.4] and max(map(float, found["CNN", "moved", 60_000]["rates"])) == 0.4
