@@ -187,9 +187,11 @@ def show_map(
 
 # %% ../nbs/90_show.ipynb #90000049
 def gif_palette():
-    "An image with the colours of a walk: greys stay grey, then blues and reds, darker ones for numbers on them, orange."
-    greys = np.linspace(0, 1, 86)[:, None].repeat(3, 1)  # steps of 3: 0 to 255
-    signed = plt.get_cmap("RdBu")(np.linspace(0, 1, 48))[:, :3]
+    "A palette in which greys stay grey; then blues and reds, also with black on them, and orange."
+    greys = (
+        np.append(np.arange(0, 252, 4), 255)[:, None].repeat(3, 1) / 255
+    )  # `quantize` sees 6 bits
+    signed = plt.get_cmap("RdBu")(np.linspace(0, 1, 60))[:, :3]
     orange = np.linspace(0.3, 1, 8)[:, None] * plt.matplotlib.colors.to_rgb("tab:orange")
     colors = np.concatenate([greys, signed, signed * 0.7, signed * 0.4, orange])
     palette = Image.new("P", (1, 1))
@@ -214,7 +216,7 @@ def animate_conv(
     fig, axs = subplots(1, 3, figsize=(9, 3.8), dpi=96, width_ratios=(5, 2, 5))
     show_image(padded, axs[0], "image", vmin=0, vmax=vmax)
     text = {"ha": "center", "va": "center"}
-    size = min(11, 95 / max(padded.shape))
+    size = min(13, 105 / max(padded.shape))
     for (row, col), v in np.ndenumerate(F.pad(image, (padding,) * 4, value=torch.nan)):
         color = "black" if v >= vmax / 2 else "white"
         if np.isnan(v):
@@ -229,7 +231,7 @@ def animate_conv(
     frame = {"fill": False, "ec": "tab:orange", "lw": 4, "clip_on": False}
     window = axs[0].add_patch(plt.Rectangle((0, 0), w, h, **frame))
     cell = axs[2].add_patch(plt.Rectangle((0, 0), 1, 1, **frame))
-    size = min(11, 85 / max(fmap.shape))
+    size = min(13, 100 / max(fmap.shape))
     for (row, col), v in np.ndenumerate(fmap):
         window.set_xy((col * stride - 0.5, row * stride - 0.5))
         cell.set_xy((col - 0.5, row - 0.5))

@@ -15,6 +15,7 @@ from PIL import Image
 from slowconv.show import (
     animate_conv,
     as_image,
+    gif_palette,
     show_history,
     show_image,
     show_images,
@@ -156,6 +157,28 @@ def test_a_walk_has_a_picture_for_each_window():
         assert im.n_frames == 3 * 4
     assert 'alt="A 3x2 window' in html
     assert plt.get_fignums() == []
+
+
+def test_greys_of_a_walk_stay_grey():
+    greys = np.arange(256, dtype=np.uint8)
+    ramp = Image.fromarray(greys[None]).convert("RGB").quantize(palette=gif_palette(), dither=0)
+    drawn = np.asarray(ramp.convert("RGB"))[0].astype(int)
+    assert np.ptp(drawn, axis=1).max() <= 1 and abs(drawn - greys[:, None]).max() <= 4
+    assert (drawn[[0, 255]] == [[0] * 3, [255] * 3]).all()
+
+
+def test_what_a_walk_has_not_reached_is_grey_and_its_padding_black():
+    html = animate_conv(torch.ones(4, 4), torch.zeros(3, 3), padding=1).data
+    with Image.open(io.BytesIO(base64.b64decode(re.search('base64,([^"]+)', html)[1]))) as im:
+        (w, h), ends = im.size, []
+        for i in (0, im.n_frames - 1):
+            im.seek(i)
+            ends.append(np.asarray(im.convert("RGB")).astype(int))
+    first, last = [
+        a[h - 45 : h - 5, w - 45 : w - 15].mean() for a in ends
+    ]  # of the map's last cell
+    assert 210 < first < 225 and last > 225
+    assert ends[0][h - 45 : h - 5, 15:45].mean() < 80  # the lower left corner of the image
 
 
 def test_history_draws_itself():
