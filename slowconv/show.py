@@ -185,12 +185,25 @@ def show_map(
     vmax = vmax or get_vmax(m)
     return show_image(m, ax, title, cmap="RdBu", vmin=-vmax, vmax=vmax, **kwargs)
 
+# %% ../nbs/90_show.ipynb #90000049
+def gif_palette():
+    "A palette in which greys stay grey; then blues and reds, also with black on them, and orange."
+    greys = (
+        np.append(np.arange(0, 252, 4), 255)[:, None].repeat(3, 1) / 255
+    )  # `quantize` sees 6 bits
+    signed = plt.get_cmap("RdBu")(np.linspace(0, 1, 60))[:, :3]
+    orange = np.linspace(0.3, 1, 8)[:, None] * plt.matplotlib.colors.to_rgb("tab:orange")
+    colors = np.concatenate([greys, signed, signed * 0.7, signed * 0.4, orange])
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((colors * 255).round().astype(np.uint8).tobytes())
+    return palette
+
 # %% ../nbs/90_show.ipynb #9000001f
 def animate_conv(
     image,  # one grey image of at most 12 by 12 or so: tensor, array or PIL image, [H,W]
     kernel,  # tensor or array [h,w]
     stride=1,  # pixels from one window to the next
-    padding=0,  # zeros on each side, hatched
+    padding=0,  # zeros on each side, black and hatched
     fps=3,  # windows per second
 ):  # `IPython.display.HTML` with the GIF in it
     "Animate a kernel's walk over an image."
@@ -200,32 +213,34 @@ def animate_conv(
     padded, (h, w) = F.pad(image, (padding,) * 4), kernel.shape
     vmax = max(image.max().item(), 1)
     fmap = F.conv2d(padded[None, None], kernel[None, None], stride=stride)[0, 0].numpy()
-    fig, axs = subplots(1, 3, figsize=(9, 3.8), dpi=72, width_ratios=(5, 2, 5))
+    fig, axs = subplots(1, 3, figsize=(9, 3.8), dpi=96, width_ratios=(5, 2, 5))
     show_image(padded, axs[0], "image", vmin=0, vmax=vmax)
+    text = {"ha": "center", "va": "center"}
+    size = min(13, 105 / max(padded.shape))
     for (row, col), v in np.ndenumerate(F.pad(image, (padding,) * 4, value=torch.nan)):
-        text = {"ha": "center", "va": "center", "size": 7, "color": "black"}
+        color = "black" if v >= vmax / 2 else "white"
         if np.isnan(v):
-            hatched = {"fc": "white", "ec": "0.75", "hatch": "///", "lw": 0}
+            hatched = {"fc": "black", "ec": "0.4", "hatch": "///", "lw": 0}
             axs[0].add_patch(plt.Rectangle((col - 0.5, row - 0.5), 1, 1, **hatched))
-        elif v < vmax / 2:
-            text["color"] = "white"
-        axs[0].text(col, row, f"{np.nan_to_num(v):.1f}", **text)
+        axs[0].text(col, row, f"{np.nan_to_num(v):.1f}", color=color, size=size, **text)
     show_numbers(kernel, axs[1], "kernel")
+    shown, frames = np.full_like(fmap, np.nan), []
     show_map(np.zeros_like(fmap), axs[2], "feature map", vmax=1.6 * get_vmax(fmap))
+    rows, cols = fmap.shape
+    axs[2].add_patch(plt.Rectangle((-0.5, -0.5), cols, rows, fc="0.85", lw=0, zorder=-1))
     frame = {"fill": False, "ec": "tab:orange", "lw": 4, "clip_on": False}
     window = axs[0].add_patch(plt.Rectangle((0, 0), w, h, **frame))
     cell = axs[2].add_patch(plt.Rectangle((0, 0), 1, 1, **frame))
-    shown, frames = np.zeros_like(fmap), []
+    size = min(13, 100 / max(fmap.shape))
     for (row, col), v in np.ndenumerate(fmap):
         window.set_xy((col * stride - 0.5, row * stride - 0.5))
         cell.set_xy((col - 0.5, row - 0.5))
         shown[row, col] = v
         axs[2].images[0].set_data(shown)
-        axs[2].text(col, row, f"{v:.1f}", ha="center", va="center", size=8)
+        axs[2].text(col, row, f"{v:.1f}", size=size, **text)
         fig.canvas.draw()
-        frames.append(
-            Image.fromarray(np.asarray(fig.canvas.buffer_rgba())).convert("RGB").quantize(64)
-        )
+        drawn = Image.fromarray(np.asarray(fig.canvas.buffer_rgba())).convert("RGB")
+        frames.append(drawn.quantize(palette=gif_palette(), dither=Image.Dither.NONE))
     plt.close(fig)
     gif, ms = io.BytesIO(), 1000 / fps
     wait = [ms] * (len(frames) - 1) + [4 * ms]

@@ -15,6 +15,7 @@ from PIL import Image
 from slowconv.show import (
     animate_conv,
     as_image,
+    gif_palette,
     show_history,
     show_image,
     show_images,
@@ -116,6 +117,26 @@ def test_a_walk_has_a_picture_for_each_window():
         assert im.n_frames == 3 * 4
     assert 'alt="A 3x2 window' in html
     assert plt.get_fignums() == []
+
+
+def test_greys_of_a_walk_stay_grey():
+    greys = np.arange(256, dtype=np.uint8)
+    ramp = Image.fromarray(greys[None]).convert("RGB").quantize(palette=gif_palette(), dither=0)
+    drawn = np.asarray(ramp.convert("RGB"))[0].astype(int)
+    assert np.ptp(drawn, axis=1).max() <= 1 and abs(drawn - greys[:, None]).max() <= 4
+    assert (drawn[[0, 255]] == [[0] * 3, [255] * 3]).all()
+
+
+def test_what_a_walk_has_not_reached_is_grey_and_its_padding_black():
+    html = animate_conv(torch.ones(4, 4), torch.zeros(3, 3), padding=1).data
+    with Image.open(io.BytesIO(base64.b64decode(re.search('base64,([^"]+)', html)[1]))) as im:
+        ends = []
+        for i in (0, im.n_frames - 1):
+            im.seek(i)
+            ends.append(np.asarray(im.convert("RGB")).min(2))
+    not_yet, at_last = [((a > 210) & (a < 225)).mean() for a in ends]
+    assert not_yet > 0.1 > 0.01 > at_last
+    assert (ends[0] < 120).mean() > 0.1  # 20 black pixels around 16 white ones
 
 
 def test_history_draws_itself():
