@@ -47,8 +47,10 @@ def draw_run(
     return fig
 
 # %% ../nbs/92_command.ipynb #25833afd
-def check_settings(bs, lr, out):
-    "ValueError or OSError that quotes the first setting that cannot be used."
+def check_settings(epochs, bs, lr, out):
+    "Raise an error that quotes the first setting that can't be used: ValueError or OSError."
+    if epochs < 0:
+        raise ValueError(f"--epochs {epochs}: expected 0 (only validate) or more")
     if bs is not None and bs < 1:
         raise ValueError(f"--bs {bs}: expected 1 or more")
     if not (math.isfinite(lr) and lr > 0):
@@ -61,6 +63,7 @@ def check_settings(bs, lr, out):
 
 def train(epochs, bs, lr, seed, source, device, out):  # `FitResult`
     "Train the lesson's CNN and write `slowconv.png` and `slowconv.safetensors` to `out`."
+    check_settings(epochs, bs, lr, out)
     import torch
     from safetensors.torch import save_file
 
@@ -68,7 +71,6 @@ def train(epochs, bs, lr, seed, source, device, out):  # `FitResult`
     from slowconv.data import fashion_mnist, find_source
     from slowconv.training import fit
 
-    check_settings(bs, lr, out)
     source, device = find_source("fashion_mnist", source), device or def_device
     bs = bs or (32 if source == "sample" else 256)
     torch.manual_seed(seed)

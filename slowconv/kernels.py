@@ -20,15 +20,14 @@ def apply_kernel(
 ):  # 0-d tensor
     "One window times one kernel, summed. ValueError for an even kernel or a window beyond the image."
     h, w = kernel.shape
-    if h % 2 == 0 or w % 2 == 0:
-        raise ValueError(f"apply_kernel: a kernel of {h}x{w} has no middle; both sides must be odd")
     top, left = row - h // 2, col - w // 2
-    if top < 0 or left < 0 or top + h > img.shape[0] or left + w > img.shape[1]:
+    window = img[max(top, 0) : top + h, max(left, 0) : left + w]
+    if h % 2 == 0 or w % 2 == 0 or min(top, left) < 0 or window.shape != kernel.shape:
         raise ValueError(
-            f"apply_kernel: the {h}x{w} window around ({row}, {col}) reaches beyond the image "
-            f"of {img.shape[0]}x{img.shape[1]}"
+            f"apply_kernel: no {h}x{w} window around ({row}, {col}) in an image of {img.shape[0]}x"
+            f"{img.shape[1]}; its sides must be odd, and all of it inside"
         )
-    return (img[top : top + h, left : left + w] * kernel).sum()
+    return (window * kernel).sum()
 
 # %% ../nbs/01_kernels.ipynb #5c05dc03
 def conv_slow(

@@ -68,7 +68,7 @@ def test_the_command_leaves_two_files_and_no_more(trained):
 
 
 bad = {
-    "epochs": ["-1", "epochs=-1"],
+    "epochs": ["-1", "--epochs -1"],
     "lr": ["nan", "lr nan"],
     "bs": ["0", "bs 0"],
     "device": ["gpu9", "gpu9"],

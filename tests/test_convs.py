@@ -1,15 +1,73 @@
-"conv, to_device and the lesson's CNN."
+"Kernels, conv, to_device and the lesson's CNN."
 
 from collections import OrderedDict, UserDict, namedtuple
 from collections.abc import Mapping
+from importlib.resources import files
+from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from slowconv.convs import conv, def_device, get_model, init_weights, to_device
+from slowconv.kernels import apply_kernel, conv_slow, im2col, out_size, top_edge
+
+
+def test_the_lesson_s_digit_is_784_bytes():
+    pixels = files("slowconv").joinpath("sample/mnist_7.bytes").read_bytes()
+    assert len(pixels) == 28 * 28 and min(pixels) == 0 and max(pixels) == 255
+    assert "mnist_7.bytes" in files("slowconv").joinpath("sample/LICENSE").read_text()
+
+
+@given(
+    h=st.integers(1, 12),
+    w=st.integers(1, 12),
+    kh=st.sampled_from([1, 3, 5]),
+    kw=st.sampled_from([1, 3, 5]),
+)
+def test_the_slow_way_is_conv2d(h, w, kh, kw):
+    img, kernel = torch.randn(h, w), torch.randn(kh, kw)
+    if kh > h or kw > w:
+        with pytest.raises(ValueError, match=f"no {kh}x{kw} window"):
+            apply_kernel(h // 2, w // 2, img, kernel)
+        return
+    expected = F.conv2d(img[None, None], kernel[None, None])[0, 0]
+    torch.testing.assert_close(conv_slow(img, kernel), expected)
+    if kh == kw:
+        torch.testing.assert_close(im2col(img, kh) @ kernel.flatten(), expected.flatten())
+        assert torch.equal(im2col(img, kh), F.unfold(img[None, None], kh)[0].T)
+
+
+@pytest.mark.parametrize("row, col", [(0, 5), (5, 0), (27, 5), (5, 27), (-1, 5), (-5, 5), (30, 5)])
+def test_a_window_beyond_the_image_is_refused(row, col):
+    for img in (torch.zeros(28, 28), torch.zeros(6, 28)):
+        with pytest.raises(
+            ValueError, match=rf"no 3x3 window around \({row}, {col}\) in an image of"
+        ):
+            apply_kernel(row, col, img, top_edge)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (4, 4)])
+def test_an_even_kernel_is_refused(shape):
+    with pytest.raises(ValueError, match="its sides must be odd"):
+        apply_kernel(5, 5, torch.zeros(28, 28), torch.ones(shape))
+
+
+def test_out_size_is_that_of_conv2d():
+    checked = 0
+    for n, ks, *settings in product(range(1, 13), (1, 2, 3, 5), (1, 2, 3), range(3), (1, 2)):
+        size = out_size(n, ks, *settings)
+        x, w = torch.zeros(1, 1, n, n), torch.zeros(1, 1, ks, ks)
+        if size > 0:
+            checked += 1
+            assert F.conv2d(x, w, None, *settings).shape[-2:] == (size, size)
+        else:
+            with pytest.raises(RuntimeError):
+                F.conv2d(x, w, None, *settings)
+    assert checked == 759
 
 
 @given(

@@ -308,10 +308,16 @@ def test_what_a_worker_is_sent_can_be_pickled(dsd):
 
 
 bad_dicts = {
-    "no train": (lambda d: {"test": d["test"]}, r"no split 'train' among \['test'\]"),
-    "no valid": (lambda d: {"train": d["train"], "tset": d["test"]}, "no split 'test'"),
-    "empty train": (lambda d: {**d, "train": d["train"].select([])}, "'train' is empty"),
-    "empty valid": (lambda d: {**d, "test": d["test"].select([])}, "'test' is empty"),
+    "no train": (lambda d: {"test": d["test"]}, "'train' is missing or empty in"),
+    "no valid": (
+        lambda d: {"train": d["train"], "tset": d["test"]},
+        "'test' is missing or empty in",
+    ),
+    "empty train": (
+        lambda d: {**d, "train": d["train"].select([])},
+        "'train' is missing or empty in",
+    ),
+    "empty valid": (lambda d: {**d, "test": d["test"].select([])}, "'test' is missing or empty in"),
 }
 
 
@@ -344,6 +350,7 @@ def test_column_dataset_gives_the_rows_that_are_asked_for(n, draw):
     rows = ds.__getitems__(idxs)
     assert isinstance(rows, Rows) and len(ds) == n and len(rows) == len(idxs)
     assert list(rows) == [{"x": 2 * i, "s": str(i)} for i in idxs]
+    assert rows[:2] == list(rows)[:2]
     assert rows.columns["x"].tolist() == [2 * i for i in idxs]
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 import re
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from slowconv import ConvExplorer, left_edge, out_size, top_edge
-from slowconv.explore import usual_kernels
+from slowconv.explore import all_panels, usual_kernels
 
 
 def conv2d(image, kernel, **settings):
@@ -103,6 +104,9 @@ def test_several_images():
         ({"dilation": 10}, "dilation=10"),
         ({"dilation": 4}, "reaches over 9 pixels, the image with its padding has 8"),
         ({"titles": ["a", "b"]}, "2 titles for 1 images"),
+        ({"panels": ["bias"]}, "panel 'bias'; there are kernels, products, stride"),
+        ({"at": (6, 0)}, r"at=\(6, 0\); the map has 6 rows and 6 columns"),
+        ({"at": (0, -1)}, r"at=\(0, -1\)"),
     ],
 )
 def test_what_is_refused(kwargs, message):
@@ -119,14 +123,66 @@ def test_the_kernels_to_choose_from():
     assert set(usual_kernels) < set(explorer.kernels)
     chosen = embedded(ConvExplorer(ramp, left_edge))
     assert chosen["kernels"][chosen["kernel"]]["title"] == "left edges"
+    few = ConvExplorer(ramp, left_edge, kernels={"mine": top_edge}, panels=["products"])
+    assert list(few.kernels) == ["given", "mine"]
+
+
+def test_it_opens_on_the_first_window_of_half_the_strength_or_where_it_is_told():
+    image = torch.zeros(6, 6)
+    image[2, 4], image[4, 1] = 0.5, 1
+    assert ConvExplorer(image, torch.ones(1, 1)).at == (2, 4)
+    assert ConvExplorer(-image, torch.ones(1, 1)).at == (2, 4)
+    assert ConvExplorer(image**2, torch.ones(1, 1)).at == (4, 1)
+    assert ConvExplorer(image * 0, torch.ones(1, 1)).at == (0, 0)
+    explorer = ConvExplorer(image, torch.ones(1, 1), stride=2, at=(2, 0))
+    assert (embedded(explorer)["row"], embedded(explorer)["col"]) == (2, 0)
+
+
+def framed(png, left):
+    "Top, bottom, left and right of what is orange in the left or the right half of a still picture."
+    a = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    r, g, b = np.moveaxis(a, 2, 0)
+    orange = (r > 200) & (abs(g - 127) < 40) & (b < 60)
+    middle = a.shape[1] // 2
+    ys, xs = orange[:, :middle].nonzero() if left else orange[:, middle:].nonzero()
+    return ys.min(), ys.max(), xs.min(), xs.max()
+
+
+def test_the_still_picture_frames_the_window_and_its_answer():
+    image = torch.zeros(8, 8)
+    image[5, 6] = 1
+    png, said = ConvExplorer(image, torch.ones(3, 3), at=(0, 0))._repr_png_()
+    assert said["alt"] == (
+        "A convolution: an image of 8 by 8 pixels, a kernel of 3 by 3 numbers, and their feature "
+        "map of 6 by 6. The framed window's answer is 0.00."
+    )
+    other, said = ConvExplorer(image, torch.ones(3, 3), at=(3, 4))._repr_png_()
+    assert "answer is 1.00." in said["alt"]
+    for left, (down, right), cells in ((True, (3, 4), 3), (False, (3, 4), 1)):
+        y0, y1, x0, _ = framed(png, left)
+        cell = (y1 - y0) / cells
+        y, _, x, _ = framed(other, left)
+        assert (y - y0) / cell == pytest.approx(down, abs=0.35)
+        assert (x - x0) / cell == pytest.approx(right, abs=0.5)
+
+
+def test_where_no_script_runs_the_same_picture_stands():
+    explorer = ConvExplorer(ramp, torch.ones(2, 2))
+    png, said = explorer._repr_png_()
+    alt, src = re.search(
+        r'<img [^>]*alt="(.*?)" src="data:image/png;base64,(.*?)">', explorer._repr_html_()
+    ).groups()
+    assert alt == said["alt"] and base64.b64decode(src) == png
 
 
 def test_the_html_is_small_the_same_each_time_and_needs_nothing():
     images = (torch.rand(6, 28, 28) * 255).round() / 255
     pages = [ConvExplorer(images, top_edge)._repr_html_() for _ in range(2)]
     assert pages[0] == pages[1]
-    assert len(pages[0]) < 60_000
-    assert not re.search(r"https?:|\bimport\(|\bfetch\(|\bsrc=|\bhref=|@import|url\(", pages[0])
+    still = re.search('data:image/png;base64,[^"]*', pages[0])[0]
+    assert len(still) < 16_000 and len(pages[0]) - len(still) < 60_000
+    outside = r"https?:|\bimport\(|\bfetch\(|\bsrc=|\bhref=|@import|url\("
+    assert not re.search(outside, pages[0].replace(f'src="{still}"', ""))
     assert "ConvExplorer(images: 6 of 28x28, kernel: 3x3" in repr(ConvExplorer(images, top_edge))
 
 
@@ -163,6 +219,14 @@ class Page:
             "const input = $(arguments[1]); input.value = arguments[2];"
             "for (const type of ['input', 'change']) input.dispatchEvent(new Event(type, {bubbles: true}));",
             name,
+            value,
+        )
+
+    def change_weight(self, value):
+        "As if it had been typed into the kernel's first number."
+        self.js(
+            "const input = root.querySelector('#weights input'); input.focus(); input.value = arguments[1];"
+            "input.dispatchEvent(new Event('input', {bubbles: true}));",
             value,
         )
 
@@ -287,6 +351,7 @@ def test_the_controls_set_the_map(show):
     assert size == [out_size(13, 3, 4, 3, 2), out_size(11, 3, 4, 3, 2)]
     formula = page.js("return $('formula').textContent")
     assert f"13 + 2·3 − 2·(3 − 1) − 14 + 1= {(13 + 6 - 4 - 1) / 4:g} + 1= {size[0]}" in formula
+    assert f"The map is {size[0]} by {size[1]} now. Row" in page.state["text"]
     # out of range, and nothing at all
     page.change("stride", 99)
     assert page.state["stride"] == 9
@@ -294,6 +359,78 @@ def test_the_controls_set_the_map(show):
     assert page.js("return $('stride').value") == "9"
     page.js("$('stride').parentNode.querySelector('button').click()")
     assert page.check()["stride"] == 8
+
+
+@pytest.mark.parametrize(
+    "panels",
+    [
+        (),
+        ("products",),
+        ("products", "stride", "padding"),
+        ("matrix",),
+        ("dilation",),
+        ("kernels", "stride"),
+    ],
+)
+def test_only_the_named_panels_are_seen(show, browser, panels):
+    parts = {"kernels": "kernels", "products": "number", "matrix": "unrolled"}
+    parts |= {name: name for name in ("stride", "padding", "dilation")}
+    for width in (1000, 400):
+        page = show(ConvExplorer(torch.rand(9, 9), top_edge, panels=panels, at=(0, 0)), width=width)
+        seen = {
+            p
+            for p in all_panels
+            if page.js("return !!$(arguments[1]).getClientRects().length", parts[p])
+        }
+        assert seen == set(panels)
+        assert browser.overflow() == 0
+        # the formula speaks of what can be set, and the next windows of the stride
+        formula = page.js(
+            "return $('formula').getClientRects().length ? $('formula').textContent : ''"
+        )
+        assert bool(formula) == bool({"stride", "padding", "dilation"} & set(panels))
+        assert ("d(k" in formula) == ("dilation" in panels)
+        assert page.js("return !$('next').hidden") == ("stride" in panels)
+        page.keys("map", "\ue015")  # arrow down
+        assert page.check()["row"] == 1
+
+
+def test_the_map_is_drawn_in_the_image_s_scale(show):
+    page = show(ConvExplorer(torch.rand(9, 9), top_edge))
+    for stride, padding in ((1, 0), (2, 1), (3, 0)):
+        page.change("stride", stride)
+        page.change("padding", padding)
+        image, map = page.js("return [$('image').width, $('map').width]")
+        assert map / page.state["size"][1] == pytest.approx(image / (9 + 2 * padding), abs=1)
+
+
+def test_large_numbers_do_not_become_others(show):
+    page = show(ConvExplorer(torch.ones(3, 3), torch.ones(1, 1)))
+    page.change_weight(1e9)
+    assert page.check()["kernel"] == [[1e6]]
+    page.js("root.querySelector('#weights input').blur()")
+    assert page.js("return root.querySelector('#weights input').value") == "1.0e+6"
+    assert page.js("return $('sum').textContent") == "1.0e6"
+
+
+def test_without_scripts_there_is_a_picture(show, browser):
+    off = browser.driver.execute_cdp_cmd
+    off("Emulation.setScriptExecutionDisabled", {"value": True})
+    show(ConvExplorer(torch.rand(9, 9), top_edge), width=600)
+    off("Emulation.setScriptExecutionDisabled", {"value": False})
+    assert (
+        browser.run(
+            "return customElements.get(document.querySelector('[data-explorer]').localName)"
+        )
+        is None
+    )
+    box = browser.run(
+        "const i = document.querySelector('img'); return [i.naturalWidth, i.width, i.alt]"
+    )
+    assert box[0] == 760 and 500 < box[1] <= 600 and "feature map of 7 by 7" in box[2]
+    assert browser.overflow() == 0
+    show(ConvExplorer(torch.rand(9, 9), top_edge))
+    assert browser.run("return document.querySelector('img').getClientRects().length") == 0
 
 
 def test_what_is_never_read_is_said(show):
@@ -413,8 +550,13 @@ def test_drawing(show):
     page.keys("image", Keys.ARROW_DOWN, Keys.ARROW_RIGHT, " ")
     state = page.check()
     assert state["image"][5][5] == 1
+    # all of it is as it came
+    page.click("blur")
+    page.change("stride", 3)
     page.click("reset")
-    assert not torch.tensor(page.check()["image"]).any()
+    state = page.check()
+    assert not torch.tensor(state["image"]).any()
+    assert state["kernel"] == top_edge.tolist() and state["stride"] == 1
 
 
 def test_walk(show):

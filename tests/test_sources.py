@@ -135,7 +135,7 @@ def test_a_source_that_is_not_there(source):
 
 
 def test_a_name_that_is_none():
-    with pytest.raises(ValueError, match="'cifar' is not among"):
+    with pytest.raises(ValueError, match="no data set 'cifar'"):
         find_source("cifar")
 
 
@@ -247,6 +247,13 @@ def test_a_hub_that_fails_is_decided_within_ten_seconds(hub, how):
         assert len(server.asked) == 1, "one short question, and no more"
         with pytest.raises(FileNotFoundError, match="MNIST is not on this machine.*Go online once"):
             find_source("mnist")
+
+
+def test_a_hub_whose_name_or_addresses_never_answer(hub, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: threading.Event().wait())
+    hub(1)
+    with pytest.warns(UserWarning, match="using the sample .*TimeoutError"):
+        assert find_source("fashion_mnist") == "sample"
 
 
 @pytest.mark.parametrize("how", ["nobody there", "a proxy that refuses"])

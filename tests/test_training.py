@@ -1,11 +1,14 @@
 "accuracy, fit, and what fit does when things go wrong."
 
+import ast
 import errno
+import json
 import math
 import os
 import pickle
 import re
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 from slowconv.convs import get_model, to_device
+from slowconv.data import ColumnDataset, fashion_collate
 from slowconv.training import accuracy, fit, run_epoch
 
 # accuracy
@@ -427,6 +431,38 @@ def test_a_checkpoint_of_other_data_or_another_model(tmp_path):
         run(2, nn.Sequential(nn.Flatten(), nn.Linear(4, 5)), checkpoint=path)
 
 
+def test_a_checkpoint_of_other_images(tmp_path):
+    dls = [pixels(torch.rand(8, 2, 2)) for _ in range(2)]
+    run(1, train=dls[0], checkpoint=tmp_path / "run.pt")
+    run(2, train=dls[0], checkpoint=tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="the first images is"):
+        run(3, train=dls[1], checkpoint=tmp_path / "run.pt")
+
+
+def pixels(images, **kwargs):
+    ds = ColumnDataset({"image": images, "label": torch.arange(len(images)) % 4})
+    return DataLoader(ds, 4, collate_fn=fashion_collate, **kwargs)
+
+
+def test_a_loader_with_a_generator_of_its_own_is_resumed(tmp_path):
+    images = torch.rand(8, 2, 2)
+
+    def go(epochs, name):
+        torch.manual_seed(1)
+        generator, model = torch.Generator().manual_seed(2), linear()
+        train = pixels(images, shuffle=True, generator=generator)
+        run(epochs, model, train=train, checkpoint=tmp_path / name)
+        return weights(model)
+
+    go(2, "cut")
+    assert torch.equal(go(4, "cut"), go(4, "unbroken"))
+
+
+def test_no_epochs_with_a_checkpoint_tell_its_last_result(tmp_path):
+    result = run(1, checkpoint=tmp_path / "run.pt")
+    assert run(0, checkpoint=tmp_path / "run.pt") == result
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("it ran",))
@@ -435,6 +471,8 @@ class Evil:
 def damaged(path):
     good = path.read_bytes()
     yield good[: len(good) // 2]
+    at = good.index(next(iter(torch.load(path)["model"].values())).numpy().tobytes())
+    yield good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]  # one bit of a weight
     yield b"not a checkpoint"
     yield b""
     torch.save({"weights": torch.zeros(3)}, path)
@@ -479,7 +517,70 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_only_the_first_process_writes(tmp_path, monkeypatch):
+def test_only_the_first_process_writes_and_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    new_run(tmp_path / "run.pt", 1)
-    assert list(tmp_path.iterdir()) == []
+    run(1, checkpoint=tmp_path / "run.pt")
+    assert list(tmp_path.iterdir()) == [] and not capsys.readouterr().out
+
+
+# The numbers that the lesson draws
+
+root = Path(__file__).parents[1]
+
+
+def literals():
+    "dict from name to value: what code cells of the lesson assign that can be read without running them"
+    found = {}
+    for cell in json.loads((root / "nbs" / "04_training.ipynb").read_text())["cells"]:
+        for node in ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else ():
+            if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Dict, ast.List)):
+                try:
+                    found[node.targets[0].id] = ast.literal_eval(node.value)
+                except (ValueError, AttributeError):
+                    pass
+    return found
+
+
+def results(name):
+    lines = (root / "benchmarks" / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def close(a, b):
+    torch.testing.assert_close(torch.tensor(a), torch.tensor(b), atol=6e-4, rtol=0)
+
+
+def band(values):
+    return [(min(v), median(v), max(v)) for v in values]
+
+
+def test_the_lessons_fifty_seeds_are_those_of_the_benchmark():
+    rows, lesson = results("seeds"), literals()
+    epochs = list(zip(*(r["validation accuracy"] for r in rows), strict=True))
+    assert sorted(r["seed"] for r in rows) == list(range(50))
+    close(lesson["last"], sorted(epochs[-1]))
+    for i, name in enumerate(("least", "middle", "most")):
+        close(lesson[name], [b[i] for b in band(epochs)])
+    losses = [r["validation loss"] for r in rows]
+    rose = sum(any(b > a for a, b in zip(v, v[1:], strict=False)) for v in losses)
+    fell = sum(r["validation accuracy"][-1] < max(r["validation accuracy"]) for r in rows)
+    prose = (root / "nbs" / "04_training.ipynb").read_text()
+    assert f"in {rose} of the 50 runs, and {fell} of them had been better" in prose
+
+
+def test_the_lessons_cnn_and_mlp_are_those_of_the_benchmark():
+    rows, lesson = results("cnn_mlp"), literals()
+    found = {(r["network"], r["setting"], r["images"]): r for r in rows}
+    assert all(len(r["accuracy"]) == 5 for r in rows)
+    for name in ("CNN", "MLP, 7 hidden", "MLP, 50 hidden"):
+        close(lesson["in_place"][name], found[name, "in place", 60_000]["accuracy"])
+        close(lesson["shuffled_pixels"][name], found[name, "shuffled", 60_000]["accuracy"])
+        by_pixels = zip(*found[name, "moved", 60_000]["by pixels"], strict=True)
+        close(lesson["moved_images"][name], band(by_pixels))
+        by_size = [found[name, "in place", n]["accuracy"] for n in lesson["sizes"]]
+        close(lesson["by_size"][name], band(by_size))
+    assert lesson["sizes"] == sorted({r["images"] for r in rows})
+    for name in ("CNN", "MLP, 7 hidden"):
+        assert all(run[4] < 0.5 for run in found[name, "in place", 60_000]["by pixels"])
+    mlp = found["MLP, 7 hidden", "in place", 60_000]
+    assert mlp["lr"] == 0.05, "the rate that the lesson gives it"
