@@ -585,6 +585,13 @@ def test_the_lessons_cnn_and_mlp_are_those_of_the_benchmark():
     assert lesson["sizes"] == sorted({r["images"] for r in rows})
     for name in ("CNN", "MLP, 7 hidden"):
         assert all(run[4] < 0.5 for run in found[name, "in place", 60_000]["by pixels"])
+    cnn, mlp = (
+        [median(run[k] for run in found[n, "in place", 60_000]["by pixels"]) for k in range(5)]
+        for n in ("CNN", "MLP, 7 hidden")
+    )
+    assert all(0 < a - b < 0.08 for a, b in zip(cnn, mlp, strict=True)), (
+        "a small lead, wherever the garments are"
+    )
     rates = [found[name, "in place", 60_000]["lr"] for name in lesson["in_place"]]
     assert rates == [0.2, 0.05, 0.1], "the rates that the lesson gives them"
     rates = [found["CNN", setting, 60_000]["lr"] for setting in ("shuffled", "moved")]
