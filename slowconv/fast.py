@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 # %% ../nbs/10_fast.ipynb #58f54e97
-# how many floats a vector register holds with AVX-512; without, one of AVX2, or two of ARM
+# as many floats as fit into a register of AVX-512, or else of AVX2, which is two of ARM's
 LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 IMAGES = 2 * LANES
 # sizes for the compiler, which knows how long a tuple is
@@ -197,7 +197,7 @@ def make_plan(layers, size):
 
 # %% ../nbs/10_fast.ipynb #26168d77
 @compiled
-def accumulate(rows, s, block, gates, weights, zeros, ones, starts, pairs):
+def convolve_tiles(rows, s, block, gates, weights, zeros, ones, starts, pairs):
     "Sum s, as many channels at a time as `rows` is long, each for all images of the block."
     step = s.targets * IMAGES  # from one channel to the next
     for t in range(s.targets):
@@ -219,11 +219,11 @@ def accumulate(rows, s, block, gates, weights, zeros, ones, starts, pairs):
 
 
 @compiled
-def slide(s, *args):  # four channels at a time, if there are four
+def convolve(s, *args):  # four channels at a time, if there are four
     if s.channels < 4:
-        accumulate(ONE, s, *args)
+        convolve_tiles(ONE, s, *args)
     else:
-        accumulate(FOUR, s, *args)
+        convolve_tiles(FOUR, s, *args)
 
 # %% ../nbs/10_fast.ipynb #2d504a0a
 _lock, _process = Lock(), os.getpid()
@@ -238,7 +238,8 @@ def on_threads(work, *args):
     with _lock:  # not all of Numba's ways to share work can serve two at once
         set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
         work(*args)
-    torch.set_num_threads(threads)  # Numba tells OpenMP to use all cores, and PyTorch hears it
+    if torch.get_num_threads() != threads:  # Numba told OpenMP to use all cores; PyTorch heard it
+        torch.set_num_threads(threads)
 
 # %% ../nbs/10_fast.ipynb #ba849920
 @parallel
@@ -266,7 +267,7 @@ def products(plan):
 
 # %% ../nbs/10_fast.ipynb #82948a21
 @compiled
-def connect(rows, cols, both, lanes, s, gw, gy, x, zeros, starts, pairs):
+def weight_grad_tiles(rows, cols, both, lanes, s, gw, gy, x, zeros, starts, pairs):
     "Sum s, a few filters times a few channels at a time: gradients, summed over the block's images."
     channels, depth = s.channels, s.depth
     for k in range(s.targets):
@@ -287,13 +288,13 @@ def connect(rows, cols, both, lanes, s, gw, gy, x, zeros, starts, pairs):
 
 
 @compiled
-def learn(s, *args):  # four filters times four channels, if there are as many
+def weight_grad(s, *args):  # four filters times four channels, if there are as many
     if s.channels < 4:
-        connect(ONE, ONE, ONE, FULL, s, *args)
+        weight_grad_tiles(ONE, ONE, ONE, FULL, s, *args)
     elif s.depth < 4:
-        connect(FOUR, ONE, FOUR, FULL, s, *args)
+        weight_grad_tiles(FOUR, ONE, FOUR, FULL, s, *args)
     else:
-        connect(FOUR, FOUR, SIXTEEN, REGISTER, s, *args)
+        weight_grad_tiles(FOUR, FOUR, SIXTEEN, REGISTER, s, *args)
 
 # %% ../nbs/10_fast.ipynb #873b25cd
 @parallel
@@ -304,7 +305,7 @@ def forward(y, maps, x, weights, table, starts, pairs):
         here = maps[b]
         pack(here, x, b)
         for n in range(len(table)):
-            slide(table[n, 0], here, here, weights, zeros, ones, starts, pairs)
+            convolve(table[n, 0], here, here, weights, zeros, ones, starts, pairs)
         unpack(y, here[table[-1, 0].at :], b)
 
 
@@ -316,10 +317,10 @@ def backward(gweights, gx, gy, maps, weights, table, starts, pairs):
         here, gw, grads = maps[b], gweights[b], np.empty_like(maps[b])
         pack(grads[table[-1, 0].at :], gy, b)
         for n in range(len(table) - 1, -1, -1):
-            learn(table[n, 2], gw, grads, here, zeros, starts, pairs)
-            learn(table[n, 3], gw, grads, ones, zeros, starts, pairs)
+            weight_grad(table[n, 2], gw, grads, here, zeros, starts, pairs)
+            weight_grad(table[n, 3], gw, grads, ones, zeros, starts, pairs)
             if n > 0 or len(gx):
-                slide(table[n, 1], grads, here, weights, zeros, ones, starts, pairs)
+                convolve(table[n, 1], grads, here, weights, zeros, ones, starts, pairs)
         if len(gx):
             unpack(gx, grads, b)
 
