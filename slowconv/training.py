@@ -152,8 +152,7 @@ def set_up(epochs, model, loss_func, opt, sched, train_dl, checkpoint, log):
     log = log if is_main_process() else str  # one process speaks for all
     if epochs == 0 and not checkpoint:
         return [], None, log
-    params = {id(p) for p in model.parameters()}
-    if not any(id(p) in params for group in opt.param_groups for p in group["params"]):
+    if not {*model.parameters()} & {p for group in opt.param_groups for p in group["params"]}:
         raise ValueError("fit: opt has none of the model's parameters; make it after the model")
     if getattr(sched, "optimizer", opt) not in (opt, getattr(opt, "optimizer", opt)):
         raise ValueError("fit: sched moves the learning rate of another optimizer than opt")
