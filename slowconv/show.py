@@ -188,9 +188,8 @@ def show_map(
 # %% ../nbs/90_show.ipynb #90000049
 def gif_palette():
     "A palette in which greys stay grey; then blues and reds, also with black on them, and orange."
-    greys = (
-        np.append(np.arange(0, 252, 4), 255)[:, None].repeat(3, 1) / 255
-    )  # `quantize` sees 6 bits
+    levels = np.append(np.arange(0, 252, 4), 255)  # `quantize` sees 6 bits
+    greys = levels[:, None].repeat(3, 1) / 255
     signed = plt.get_cmap("RdBu")(np.linspace(0, 1, 60))[:, :3]
     orange = np.linspace(0.3, 1, 8)[:, None] * plt.matplotlib.colors.to_rgb("tab:orange")
     colors = np.concatenate([greys, signed, signed * 0.7, signed * 0.4, orange])

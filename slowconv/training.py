@@ -185,7 +185,7 @@ def save_checkpoint(path, run, parts, history):
     temporary.write_bytes(buffer.getvalue())
     os.replace(temporary, path)
 
-
+# %% ../nbs/04_training.ipynb #695d6d9b
 def load_checkpoint(path, run, parts):  # the history so far
     "Put a run back to where it was. ValueError, with nothing changed, for another run's file."
     try:
