@@ -24,7 +24,7 @@ from slowconv.convs import conv, get_model, init_weights
 from slowconv.inside import shift_accuracy
 from slowconv.training import fit
 
-rates, other_seeds = (0.005, 0.01, 0.02, 0.04), (100, 101)
+rates, other_seeds = (0.01, 0.02, 0.04, 0.08, 0.16), (100, 101)
 config = {
     "epochs": 6,
     "batch": 256,
