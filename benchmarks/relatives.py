@@ -1,6 +1,6 @@
 """Lesson 04's network with a stride, with max pooling, and with a blur before the stride, on moved garments.
 
-    python benchmarks/relatives.py    # fifteen minutes on one core
+    python benchmarks/relatives.py    # some twenty minutes on one core
 
 Trains on 55,000 images and judges by 5,000 that are cut from the training set: the test set is left alone.
 First each network's learning rate is chosen, with two seeds that aren't used again. Then come the runs.
