@@ -157,6 +157,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'slowconv.show': { 'slowconv.show.alt': ('show.html#alt', 'slowconv/show.py'),
                                'slowconv.show.animate_conv': ('show.html#animate_conv', 'slowconv/show.py'),
                                'slowconv.show.as_image': ('show.html#as_image', 'slowconv/show.py'),
+                               'slowconv.show.draw_tiles': ('show.html#draw_tiles', 'slowconv/show.py'),
                                'slowconv.show.get_vmax': ('show.html#get_vmax', 'slowconv/show.py'),
                                'slowconv.show.gif_palette': ('show.html#gif_palette', 'slowconv/show.py'),
                                'slowconv.show.show_history': ('show.html#show_history', 'slowconv/show.py'),
