@@ -202,7 +202,7 @@ def gif_palette():
     "A palette in which greys stay grey; then blues and reds, also with black on them, and orange."
     levels = np.append(np.arange(0, 252, 4), 255)  # `quantize` sees 6 bits
     greys = levels[:, None].repeat(3, 1) / 255
-    signed = signed_colors(np.r_[0:0.49:30j, 0.51:1:30j])[:, :3]  # white is a grey
+    signed = signed_colors(np.r_[0:0.48:30j, 0.52:1:30j])[:, :3]  # white is a grey
     orange = np.linspace(0.3, 1, 8)[:, None] * plt.matplotlib.colors.to_rgb("tab:orange")
     colors = np.concatenate([greys, signed, signed * 0.7, signed * 0.4, orange])
     palette = Image.new("P", (1, 1))
