@@ -131,23 +131,21 @@ def _frame(ax, x, y, w, h, **kwargs):
     ax.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, **kwargs))
 
 
-def _draw_image(e, ax, grey):
-    "The image in its padding, with the window, and what the panels say of it."
+def _draw_image(e, ax):
     (row, col), (stride, p, dilation), (h, w) = e.at, e.settings.values(), e.images[0].shape
-    show_image(F.pad(e.images[0], (p,) * 4), ax, f"image, {h} × {w}", **grey)
+    show_image(F.pad(e.images[0], (p,) * 4), ax, f"image, {h} × {w}")
     _frame(ax, 0, 0, w + 2 * p, h + 2 * p, ec="gray", lw=1)
     for y, x in (~F.pad(e.seen, (p,) * 4)).nonzero().tolist():
-        color = "#7a35d8" if p <= y < p + h and p <= x < p + w else "dimgray"
+        color = "#7a35d8" if p <= y < p + h and p <= x < p + w else "gray"
         _frame(ax, x, y, 1, 1, ec=color, lw=0, hatch="////")
     near = [(row, col + 1, "--"), (row + 1, col, "--")] * ("stride" in e.panels)
+    size = [dilation * (k - 1) + 1 for k in e.kernel.T.shape]
     for r, c, ls in [*near, (row, col, "-")]:
         if r < e.map.shape[0] and c < e.map.shape[1]:
-            size = [dilation * (k - 1) + 1 for k in e.kernel.T.shape]
             _frame(ax, c * stride, r * stride, *size, ls=ls)
 
 
 def _draw_map(e, ax):
-    "The map, in the image's scale."
     (h, w), (mh, mw), p = e.images[0].shape, e.map.shape, e.settings["padding"]
     left, vmax = (mw - w - 1) / 2 - p, e.map.abs().max().item()
     show_map(e.map, ax, f"feature map, {mh} × {mw}")
@@ -157,20 +155,16 @@ def _draw_map(e, ax):
     ax.figure.colorbar(ax.images[0], ax=ax, ticks=(-vmax, 0, vmax), format="{x:.2f}", **bar)
 
 # %% ../nbs/91_explore.ipynb #a1100024
-def _draw_matrix(e, axs, columns, at, grey, signed):
-    "All windows as columns; some of them once more, larger, beside the kernel."
+def _draw_matrix(e, axs, columns, at):
     (kk, n), first = columns.shape, max(min(at - 4, columns.shape[1] - 8), 0)
-    show_image(columns, axs["s"], f"all {n} windows, a column each", **grey)
-    signed(e.kernel.reshape(-1, 1).round(decimals=2), axs["f"], "kernel")
+    show_image(columns, axs["s"], f"all {n} windows, a column each", aspect="auto")
     draw, kwargs = (show_pixels, {"fmt": ".2f"}) if kk < 10 else (show_image, {})
     draw(columns[:, first : first + 8], axs["c"], "some of them", **kwargs)
-    axs["c"].images[0].set_clim(*grey.values())
+    axs["c"].set_aspect("auto")
     _frame(axs["s"], first, 0, min(n, 8), kk)
     _frame(axs["c"], at - first, 0, 1, kk)
-    for name in "sfc":
-        axs[name].set_aspect("auto")
 
-
+# %% ../nbs/91_explore.ipynb #a1100026
 def _png(e):
     "What the panels show when they open, as a PNG."
     rows = {"iiiikkkmmmm": 1.8, "iiiipppmmmm" if "products" in e.panels else "iiii...mmmm": 1.8}
@@ -180,20 +174,23 @@ def _png(e):
     axs = fig.subplot_mosaic("\n".join(rows), **grid)
     fig.supxlabel(_note(e), fontsize=10, wrap=True)
     image, kernel, at = e.images[0], e.kernel, e.at[0] * e.map.shape[1] + e.at[1]
-    grey = {"vmin": min(image.min().item(), 0), "vmax": max(image.max().item(), 1)}
-    signed = show_numbers if max(kernel.shape) < 4 else show_map
-    _draw_image(e, axs["i"], grey)
-    _draw_map(e, axs["m"])
-    signed(kernel.round(decimals=2), axs["k"], f"kernel, in all {round(kernel.sum().item(), 2):zg}")
     columns = F.unfold(image[None], kernel.shape, **e.settings)
+    signed = show_numbers if max(kernel.shape) < 4 else show_map
+    _draw_image(e, axs["i"])
+    signed(kernel.round(decimals=2), axs["k"], f"kernel, in all {round(kernel.sum().item(), 2):zg}")
+    _draw_map(e, axs["m"])
     if "p" in axs:
         products = (columns[:, at].view_as(kernel) * kernel).round(decimals=2)
         signed(products, axs["p"], f"products, in all {e.map[e.at]:z.2f}")
     if "s" in axs:
-        _draw_matrix(e, axs, columns, at, grey, signed)
+        signed(kernel.reshape(-1, 1).round(decimals=2), axs["f"], "kernel")
+        axs["f"].set_aspect("auto")
+        _draw_matrix(e, axs, columns, at)
+    for name in {"i", "s", "c"} & {*axs}:
+        axs[name].images[0].set_clim(min(image.min(), 0), max(image.max(), 1))
     drawn, small, palette = io.BytesIO(), io.BytesIO(), gif_palette()
-    palette.putpalette([*palette.getpalette(), 122, 53, 216])
     fig.savefig(drawn)
+    palette.putpalette([*palette.getpalette(), 122, 53, 216])
     picture = Image.open(drawn).convert("RGB").quantize(palette=palette, dither=0)
     picture.save(small, "PNG", optimize=True)
     return small.getvalue(), {"alt": _text(e)}
