@@ -113,7 +113,8 @@ def _note(e):
     said = [f"{name} {v}" for name, v in e.settings.items() if name in e.panels]
     said += ["dashed: the next windows"] * ("stride" in e.panels)
     said += [f"striped: {(~e.seen).sum()} pixels that no window reads"] * (not e.seen.all())
-    said += [f"kernels: {', '.join(map(str, e.kernels))}"] * (len(e.kernels) > 1)
+    names = ", ".join(map(str, e.kernels))
+    said += [f"{len(e.kernels)} kernels to choose from: {names}"] * (len(e.kernels) > 1)
     return "; ".join(said)
 
 
@@ -123,7 +124,7 @@ def _text(e):
     return (
         f"A convolution: an image of {h} by {w} pixels, a kernel of {kh} by {kw} numbers, and their "
         f"feature map of {mh} by {mw}. The framed window's answer is {e.map[e.at]:z.2f}."
-    ) + f" Below: {_note(e)}." * bool(_note(e))
+    ) + f" It says: {_note(e)}." * bool(_note(e))
 
 # %% ../nbs/91_explore.ipynb #a1100022
 def _frame(ax, x, y, w, h, **kwargs):
