@@ -271,8 +271,9 @@ def show_history(
     axs = subplots(1, 3, figsize=(10, 2.8))[1] if axs is None else axs
     epochs, names = [r["epoch"] for r in history], [k for k in (history or [{}])[0] if " " in k]
     for name in names:
-        ax, style = axs[0 if "loss" in name else 1], "o--" if "training" in name else "o-"
-        ax.plot(epochs, [r[name] for r in history], style, label=name)
+        ax = axs[0 if "loss" in name else 1]
+        style = {"color": "tab:gray", "ls": "--"} if "training" in name else {"color": "tab:blue"}
+        ax.plot(epochs, [r[name] for r in history], marker="o", label=name, **style)
         ax.set_ylabel(name.split()[-1])
         ax.legend()
     if len(axs) > 2:
