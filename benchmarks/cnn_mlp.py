@@ -5,9 +5,9 @@
 
 Every run takes 1,407 steps of SGD at a constant rate, on batches of 256. That's six epochs of 60,000 images,
 and more epochs of fewer. In each setting, each network gets the rate that was best for it on 5,000 training
-images kept apart. If that's the highest or the lowest rate, further ones are tried. To an MLP, shuffled pixels
-are the same task, so there it keeps its rate, and its runs on both are ten of one kind. Each result is a line
-in benchmarks/cnn_mlp.jsonl; what is there already is not run again.
+images kept apart. If that's the highest or the lowest rate, further ones are tried. To an MLP, shuffled
+pixels are the same task, so there it keeps its rate, and its runs on both are ten of one kind. Each result is
+a line in benchmarks/cnn_mlp.jsonl; what is there already is not run again.
 """
 
 import json
@@ -153,14 +153,9 @@ def main(
     done = {(r["network"], r["setting"], r["images"]) for r in rows}
     jobs = [(name, *s) for s in settings[:1] + settings[::-1] for name in networks]
     for job in tqdm([j for j in dict.fromkeys(jobs) if j not in done]):
-        name, setting, n = job
-        same = [
-            r["lr"]
-            for r in rows
-            if (r["network"], r["setting"], r["images"]) == (name, "in place", n)
-        ]
-        keep = setting == "shuffled" and name != "CNN"
-        rows.append(measure(*job, seeds, same[0] if keep else None))
+        lrs = {(r["network"], r["setting"], r["images"]): r["lr"] for r in rows}
+        keep = job[1] == "shuffled" and job[0] != "CNN"
+        rows.append(measure(*job, seeds, lrs[job[0], *settings[0]] if keep else None))
         with path.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
     heads = "setting", "training images", *(f"{name}, lr" for name in networks)
