@@ -135,6 +135,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'slowconv.puzzles.draw_kernels': ('puzzles.html#draw_kernels', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.draw_numbers': ('puzzles.html#draw_numbers', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.draw_row': ('puzzles.html#draw_row', 'slowconv/puzzles.py'),
+                                  'slowconv.puzzles.draw_strides': ('puzzles.html#draw_strides', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.draw_trial': ('puzzles.html#draw_trial', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.draw_window': ('puzzles.html#draw_window', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.draw_windows': ('puzzles.html#draw_windows', 'slowconv/puzzles.py'),
