@@ -30,7 +30,7 @@ def functions(pattern):
 
 sheets, solutions = functions("[01]*.ipynb"), functions("99_solutions.ipynb")
 hints = [(a.source, b.source) for p in sorted(folder.glob("[01]*.ipynb")) for cells in [read_nb(p).cells]
-         for a, b in zip(cells, cells[1:]) if "```python" in b.source]  # fmt: skip
+         for a, b in zip(cells, cells[1:], strict=False) if "```python" in b.source]  # fmt: skip
 stubs = {k: v for k, v in sheets.items() if not k.endswith("_slow")}
 
 
@@ -71,7 +71,7 @@ def test_each_puzzle_has_a_slow_function_a_stub_and_a_solution():
 def test_a_stub_is_told_to_be_empty_or_is_wrong(name, made, capsys):
     assert check(*made(stubs[name])) is False
     said = capsys.readouterr().out
-    assert ("gave 1; -4 was wanted" if name == "repaired" else "not filled in") in said
+    assert ("gave 13; 14 was wanted" if name == "repaired" else "not filled in") in said
     assert len(plt.get_fignums()) == (name == "repaired")
 
 
@@ -99,83 +99,83 @@ back = "(H, W), k = size, weight.shape[2:]\nout = torch.zeros(len(gy), weight.sh
 pool = "r, c = g.shape\nw = img.unfold(0, ks, ks).unfold(1, ks, ks).flatten(2)\nbig = g.repeat_interleave(ks, 0).repeat_interleave(ks, 1)\ntop = w.amax(2).repeat_interleave(ks, 0).repeat_interleave(ks, 1)\nout, hit = torch.zeros(img.shape), img[: r * ks, : c * ks] == top\n"
 wrong = {
     "right_edge": ["",
-        "F.conv2d(img[None, None], torch.tensor([[[[-1.0, 0, 1]] * 3]]))[0, 0]",
-        "F.conv2d(img[None, None], torch.tensor([[[[1.0, 0, -1]] * 3]]).mT)[0, 0]",
-        "F.conv2d(img[None, None], torch.tensor([[[[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]]]))[0, 0]"],
+        "F.conv2d(img[None, None], torch.tensor([[[[-1.0, 0, 1]] * 3]]))[0, 0]", "F.conv2d(img[None, None], torch.tensor([[[[1.0, 0, -1]] * 3]]).mT)[0, 0]", "F.conv2d(img[None, None], torch.tensor([[[[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]]]))[0, 0]"],
     "window_sum": ["h, w = kernel.shape\nwindow = img[row - h // 2 :, col - w // 2 :][:h, :w]\n",
-        "(window * kernel).mean()", "(window * kernel.flip(0, 1)).sum()", "img[row, col] * kernel.sum()", "(window.relu() * kernel).sum()"],
+        "(window * kernel.flip(0, 1)).sum()", "img[row, col] * kernel.sum()", "(window.relu() * kernel).sum()"],
     "output_size": ["rest = n + 2 * padding - ks\n",
-        "(rest - padding) // stride + 1", "rest // stride", "-(-rest // stride) + 1", "(rest + 1) // stride", "round(rest / stride) + 1"],
+        "rest // stride", "-(-rest // stride) + 1", "round(rest / stride) + 1"],
     "true_conv": ["k = kernel[None, None]\nout = F.conv2d(img[None, None], k)[0, 0]\n",
-        "out", "out.flip(0, 1)", "F.conv2d(img[None, None], k.flip(2))[0, 0]", "F.conv2d(img[None, None], k.flip(3))[0, 0]"],
+        "out", "out.flip(0, 1)", "F.conv2d(img[None, None], k.flip(2))[0, 0]"],
     "telling_image": ["h, w = kernel.shape\nimg = torch.zeros(2 * h - 1, 2 * w - 1)\n",
-        "img", "torch.ones(h, w)", "torch.eye(1)", "img.index_fill(0, torch.tensor(0), 1)", "F.pad(torch.ones(1, 1), (0, w - 1, 0, h - 1))"],
+        "torch.ones(h, w)", "img.index_fill(0, torch.tensor(0), 1)", "F.pad(torch.ones(1, 1), (0, w - 1, 0, h - 1))"],
     "im2col": ["rows, cols = range(img.shape[0] - ks + 1), range(img.shape[1] - ks + 1)\n",
-        "torch.stack([img[r : r + ks, c : c + ks].T.flatten() for r in rows for c in cols])",
-        "torch.stack([img[r : r + ks, c : c + ks].flatten() for c in cols for r in rows])",
-        "torch.stack([img[r : r + ks, c : c + ks].flatten() for r in rows for c in cols], 1)",
-        "torch.stack([img[r : r + ks, c : c + ks].flatten() for r in rows[::ks] for c in cols[::ks]])"],
+        "torch.stack([img[r : r + ks, c : c + ks].T.flatten() for r in rows for c in cols])", "torch.stack([img[r : r + ks, c : c + ks].flatten() for c in cols for r in rows])", "torch.stack([img[r : r + ks, c : c + ks].flatten() for r in rows for c in cols], 1)", "torch.stack([img[r : r + ks, c : c + ks].flatten() for r in rows[::ks] for c in cols[::ks]])"],
     "conv_unfold": [sizes + "out = kernel.flatten() @ F.unfold(img[None, None], (h, w))[0]\n",
-        "out.reshape(W - w + 1, H - h + 1).T", "out", "out.flip(0).reshape(H - h + 1, W - w + 1)", "out.relu().reshape(H - h + 1, W - w + 1)", "out.round().reshape(H - h + 1, W - w + 1)"],
+        "out.reshape(W - w + 1, H - h + 1).T", "out.relu().reshape(H - h + 1, W - w + 1)", "out.round().reshape(H - h + 1, W - w + 1)"],
     "im2col_strided": [strided,
-        "img.as_strided((r, c, ks, ks), (w, 1, w, 1)).reshape(r * c, ks * ks)", "img.as_strided((r, c, ks, ks), (a, b, b, a)).reshape(r * c, ks * ks)",
-        "img.as_strided((r, c, ks, ks), img.stride() * 2, 0).reshape(r * c, ks * ks)", "img.as_strided((r, c, ks, ks), (a, b) * 2).reshape(ks * ks, r * c).T"],
+        "img.as_strided((r, c, ks, ks), (w, 1, w, 1)).reshape(r * c, ks * ks)", "img.as_strided((r, c, ks, ks), (a, b, b, a)).reshape(r * c, ks * ks)", "img.as_strided((r, c, ks, ks), img.stride() * 2, 0).reshape(r * c, ks * ks)"],
     "n_parameters": ["",
-        "nf * ni * ks * ks", "nf * ni * ks * ks + 1", "nf * ni * ks * ks + ni", "nf * ni * (ks * ks + 1)", "nf * ks * ks + nf"],
+        "nf * ni * ks * ks", "nf * ni * ks * ks + 1", "nf * ni * ks * ks + ni"],
     "same_padding": ["",
-        "ks // 2", "dilation * (ks - 1)", "(dilation + ks - 1) // 2", "dilation * ks // 2"],
+        "ks // 2", "dilation * (ks - 1)", "(dilation + ks - 1) // 2"],
     "conv_channels": [windows,
-        "torch.einsum('crsij,ocij->ocrs', windows, weight)", "torch.einsum('crsij,ocij->ors', windows, weight) / ni", "torch.einsum('crsij,oij->ors', windows, weight[:, 0])",
-        "torch.einsum('crsij,ocij->ors', windows, weight.flip(1))", "torch.einsum('crsij,ocij->ors', windows.relu(), weight)"],
+        "torch.einsum('crsij,ocij->ocrs', windows, weight)", "torch.einsum('crsij,oij->ors', windows, weight[:, 0])", "torch.einsum('crsij,ocij->ors', windows, weight.flip(1))", "torch.einsum('crsij,ocij->ors', windows.relu(), weight)"],
     "whole_layer": [layer,
-        "maps", "maps + bias[0]", "maps.sum(0, keepdim=True) + b", "maps[:, :, :-1] + b", "F.pad(maps, (padding,) * 4) + b", "maps.flip(0) + b", "maps.relu() + b",
-        "torch.einsum('ncrsij,ocij->nors', F.pad(x, (padding, padding, 0, 0)).unfold(2, h, stride).unfold(3, w, stride), weight) + b"],
+        "maps + bias[0]", "maps.sum(0, keepdim=True) + b", "maps.flip(0) + b", "torch.einsum('ncrsij,ocij->nors', F.pad(x, (padding, padding, 0, 0)).unfold(2, h, stride).unfold(3, w, stride), weight) + b"],
     "accuracy": ["right = (logits.argmax(1) == labels).float()\nown = logits[range(len(labels)), labels]\n",
-        "right.sum()", "1 - right.mean()", "100 * right.mean()", "logits.softmax(1)[range(len(labels)), labels].mean()", "(logits.softmax(1)[range(len(labels)), labels] > 0.5).float().mean()",
-        "(own > 1).float().mean()", "(own == 2).float().mean()", "(logits[:, :3].argmax(1) == labels).float().mean()", "(logits.abs().argmax(1) == labels).float().mean()"],
+        "logits.softmax(1)[range(len(labels)), labels].mean()", "(logits.softmax(1)[range(len(labels)), labels] > 0.5).float().mean()", "(own > 1).float().mean()", "(logits.abs().argmax(1) == labels).float().mean()"],
     "mean_loss": ["total = losses * sizes\n",
-        "losses.mean()", "total.sum() / len(losses)", "losses.sum() / sizes.sum()", "total[:-1].sum() / sizes[:-1].sum()"],
+        "losses.mean()", "total.sum() / len(losses)", "losses.sum() / sizes.sum()"],
     "sgd_step": ["step = lr * 2 * (x @ w - y) @ x / len(x)\n",
-        "w + step", "w - step * len(x)", "w - step / 2", "w - step / lr", "-step"],
+        "w + step", "w - step * len(x)", "w - step / 2"],
     "cross_entropy": ["n = torch.arange(len(labels))\nlog = logits.double().softmax(1)[n, labels].log().float()\n",
-        "-logits.softmax(1)[n, labels].log().mean()", "(logits.exp().sum(1).log() - logits[n, labels]).mean()", "-logits.softmax(1)[n, labels].clamp(1e-7).log().mean()", "-log.sum()", "log.mean()", "-log.mean() / math.log(2)"],
+        "-logits.softmax(1)[n, labels].log().mean()", "(logits.exp().sum(1).log() - logits[n, labels]).mean()", "-logits.softmax(1)[n, labels].clamp(1e-7).log().mean()", "log.mean()"],
     "field_size": ["field, late, jump = 1, 1, 1\nfor ks, stride in layers:\n    late = late + (ks - 1) * jump * stride\n    jump *= stride\n",
-        "1 + ks - 1", "late", "jump", "len(layers) * ks", "1 + len(layers) * (ks - 1)"],
+        "late", "jump", "1 + len(layers) * (ks - 1)"],
     "field_window": ["size, start, jump, pads = 1, 0, 1, 0\nfor ks, stride, padding, dilation in layers:\n    size, start, pads = size + dilation * (ks - 1) * jump, start - padding * jump, pads + padding\n    jump *= stride\n",
-        "size, -pads", "size - 2 * pads, start", "size, start + jump", "size, -start", "jump, start", "size + 1, start"],
-    "safe_shift": ["product = math.prod(strides)\n", "sum(strides)", "max(strides)", "1", "2 * product", "product - 1", "math.lcm(*strides)"],
+        "size, -pads", "size - 2 * pads, start", "size, start + jump"],
+    "safe_shift": ["product = math.prod(strides)\n",
+        "sum(strides)", "max(strides)", "math.lcm(*strides)"],
     "dead_taps": [alive,
         "torch.zeros(ks, ks, dtype=torch.bool)", "~(alive[:, None] | alive)", "alive[:, None] & alive", "~(alive[:, None] & alive).flip(0)"],
-    "start_std": ["n = ni * ks * ks\n", "1 / n**0.5", "2 / n", "(1 / (3 * n)) ** 0.5", "(2 / ni) ** 0.5", "(2 / (ni * ks)) ** 0.5"],
-    "batch_norm": [norm, "(x - m) / (v + 1e-5)", "(x - own) / (v + 1e-5).sqrt()", "(x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()", "(x - x.mean((0, 2, 3), keepdim=True)) / (v + 1e-5).sqrt()", "(x - m) / (x.var((0, 2, 3), keepdim=True) + 1e-5).sqrt()", "(x - m) / v.sqrt() + 1e-5"],
-    "running_var": ["v = x.var((0, 2, 3))\n", "0.1 * var + 0.9 * v", "v", "0.9 * var + 0.1 * x.var((0, 2, 3), correction=0)", "0.9 * var + 0.1 * x.std((0, 2, 3))", "0.9 * var + 0.1 * x.var((2, 3)).mean(0)"],
+    "start_std": ["n = ni * ks * ks\n",
+        "1 / n**0.5", "(2 / ni) ** 0.5", "(2 / (ni * ks)) ** 0.5"],
+    "batch_norm": [norm,
+        "(x - own) / (v + 1e-5).sqrt()", "(x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()", "(x - x.mean((0, 2, 3), keepdim=True)) / (v + 1e-5).sqrt()"],
+    "running_var": ["v = x.var((0, 2, 3))\n",
+        "0.1 * var + 0.9 * v", "0.9 * var + 0.1 * x.var((0, 2, 3), correction=0)", "0.9 * var + 0.1 * x.var((2, 3)).mean(0)"],
     "shift_add": [sizes + "out = torch.zeros(H - h + 1, W - w + 1)\nfor i in range(h):\n    for j in range(w):\n        part = img[i : i + H - h + 1, j : j + W - w + 1]\n",
         "        out += kernel[h - 1 - i, w - 1 - j] * part\nreturn out", "        out = kernel[i, j] * part\nreturn out", "        out += kernel[i, 0] * part\nreturn out", "        out += kernel[i, j] * part\nreturn out / (h * w)"],
     "conv_matrix": ["h, w = kernel.shape\nout = torch.zeros(rows - h + 1, cols - w + 1, rows, cols)\nfor r in range(rows - h + 1):\n    for c in range(cols - w + 1):\n        part = out[r, c, r : r + h, c : c + w]\n",
         "        part[:] = kernel.flip(0, 1)\nreturn out.reshape(-1, rows * cols)", "        part[:] = kernel\nreturn out.reshape(-1, rows * cols).T", "        part[:] = kernel\nreturn out", "        out[r, c, :h, :w] = kernel\nreturn out.reshape(-1, rows * cols)"],
     "max_pool": ["rows, cols = img.shape[0] // ks, img.shape[1] // ks\nfull, windows = img[: rows * ks, : cols * ks], img.unfold(0, ks, ks).unfold(1, ks, ks)\n",
-        "windows.mean((-2, -1))", "img.unfold(0, ks, 1).unfold(1, ks, 1).amax((-2, -1))", "windows.amax((-2, -1)).relu()", "windows.amax(-1)[..., 0]", "full.reshape(rows, cols, ks, ks).amax((-2, -1))", "windows.amax((-2, -1)).clamp(max=9)"],
+        "img.unfold(0, ks, 1).unfold(1, ks, 1).amax((-2, -1))", "windows.amax((-2, -1)).relu()", "full.reshape(rows, cols, ks, ks).amax((-2, -1))"],
     "causal": ["d = dilation * (len(kernel) - 1)\nconv = lambda *p: F.conv1d(F.pad(x, p)[None, None], kernel[None, None], dilation=dilation)[0, 0]\n",
-        "conv(0, d)", "conv(d // 2, d - d // 2)", "conv(d, d)", "conv(d + 1, 0)[:-1]", "F.conv1d(F.pad(x, (d, 0))[None, None], kernel.flip(0)[None, None], dilation=dilation)[0, 0]"],
+        "conv(0, d)", "conv(d // 2, d - d // 2)", "F.conv1d(F.pad(x, (d, 0))[None, None], kernel.flip(0)[None, None], dilation=dilation)[0, 0]"],
     "conv_dilated": [sizes + "full = img.unfold(0, h, 1).unfold(1, w, 1)\nlong = img.unfold(0, dilation * (h - 1) + 1, 1).unfold(1, dilation * (w - 1) + 1, 1)\nout = (long[:, :, ::dilation, ::dilation] * kernel).sum((2, 3))\n",
-        "(full * kernel).sum((2, 3))", "(full * kernel).sum((2, 3))[::dilation, ::dilation]", "out[::dilation, ::dilation]", "(long[:, :, :h, :w] * kernel).sum((2, 3))", "out.flip(1)"],
+        "(full * kernel).sum((2, 3))", "(full * kernel).sum((2, 3))[::dilation, ::dilation]", "(long[:, :, :h, :w] * kernel).sum((2, 3))"],
     "separable": [channels,
-        "maps", "torch.einsum('oc,chw->ohw', mix.abs(), maps)", "torch.einsum('oc,chw->ochw', mix, maps)", "torch.einsum('oc,chw->ohw', mix, maps).relu()", "torch.einsum('co,chw->ohw', mix, maps)", "torch.einsum('oc,chw->ohw', mix, maps.relu())"],
+        "torch.einsum('oc,chw->ohw', mix.abs(), maps)", "torch.einsum('oc,chw->ohw', mix, maps).relu()", "torch.einsum('co,chw->ohw', mix, maps)"],
     "multiplications": ["full, apart = ni * nf * ks * ks * h * w, (ni * ks * ks + ni * nf) * h * w\n",
-        "(full, apart + (nf - ni * nf) * h * w)", "(full // ni, apart)", "(full, ni * nf * h * w)", "(ni * nf * ks * ks, ni * ks * ks + ni * nf)", "(apart, full)"],
+        "(full, apart + (nf - ni * nf) * h * w)", "(full // ni, apart)", "(apart, full)"],
     "conv_gradient": [loops,
         "        part[:] = g[r, c] * kernel\nreturn out", "        part += g[r, c] * kernel.flip(0, 1)\nreturn out", "        part += g[r, c].relu() * kernel\nreturn out", "        part += g[r, c] * kernel\nreturn out[: rows + h - 1, : cols + w - 1]"],
     "transposed": [loops + "        part += g[r, c] * kernel\n",
-        "out", "F.pad(out, (padding,) * 4)", "out[padding:, padding:]", "out[: len(out) - 2 * padding, : out.shape[1] - 2 * padding]", "out[padding:-padding, padding:-padding]"],
-    "relu_gradient": ["", "g", "(x > 0).float()", "g * (x >= 0)", "g.relu()", "x.relu() * g", "g * (g > 0)"],
-    "bias_gradient": ["", "gy.sum((2, 3))", "gy.mean((0, 2, 3))", "gy.sum((0, 2, 3)) / len(gy)", "gy[0].sum((1, 2))", "gy.sum()"],
-    "entropy_gradient": ["p, t = logits.softmax(1), F.one_hot(labels, logits.shape[1])\n", "(p - t)", "(t - p) / len(labels)", "p / len(labels)", "(logits - t) / len(labels)", "(p - t) / p.numel()", "(p - t) * p / len(labels)"],
-    "weight_gradient": [dw, "out.flip(2, 3)", "out / len(x)", "out.transpose(0, 1)", "torch.einsum('norc,nircjk->oijk', gy[:1], windows[:1])",
-        "torch.einsum('norc,nircjk->oijk', gy, p.unfold(2, h, 1).unfold(3, w, 1)[:, :, : gy.shape[2], : gy.shape[3]])", "torch.einsum('norc,nircjk->oijk', gy, F.pad(x, (0, 2 * padding) * 2).unfold(2, h, stride).unfold(3, w, stride))"],
-    "image_gradient": [back, "        part += share.flip(2, 3)\nreturn out[:, :, padding : padding + H, padding : padding + W]", "        part[:] = share\nreturn out[:, :, padding : padding + H, padding : padding + W]",
-        "        part += share\nreturn out", "        part += share\nreturn out[:, :, :H, :W]", "        part += share.mean(0)\nreturn out[:, :, padding : padding + H, padding : padding + W]"],
-    "pool_gradient": [pool, "F.pad(big * hit, (0, img.shape[1] - c * ks, 0, img.shape[0] - r * ks))", "big * hit", "F.pad(big, (0, img.shape[1] - c * ks, 0, img.shape[0] - r * ks))", "F.pad(big / ks**2, (0, img.shape[1] - c * ks, 0, img.shape[0] - r * ks))"],
-    "repaired": [windows, "torch.einsum('csrij,ocij->ors', windows, weight)", "torch.einsum('crsij,ocij->ors', windows, weight.flip(2))", "torch.einsum('crsij,ocij->ors', windows, weight) / nf"],
+        "F.pad(out, (padding,) * 4)", "out[: len(out) - 2 * padding, : out.shape[1] - 2 * padding]", "out[padding:-padding, padding:-padding]"],
+    "relu_gradient": ["",
+        "g", "g * (x >= 0)", "g.relu()"],
+    "bias_gradient": ["",
+        "gy.sum((2, 3))", "gy.mean((0, 2, 3))", "gy[0].sum((1, 2))"],
+    "entropy_gradient": ["p, t = logits.softmax(1), F.one_hot(labels, logits.shape[1])\n",
+        "(p - t)", "(t - p) / len(labels)", "(logits - t) / len(labels)"],
+    "weight_gradient": [dw,
+        "out.flip(2, 3)", "out.transpose(0, 1)", "torch.einsum('norc,nircjk->oijk', gy, p.unfold(2, h, 1).unfold(3, w, 1)[:, :, : gy.shape[2], : gy.shape[3]])", "torch.einsum('norc,nircjk->oijk', gy, F.pad(x, (0, 2 * padding) * 2).unfold(2, h, stride).unfold(3, w, stride))"],
+    "image_gradient": [back,
+        "        part += share.flip(2, 3)\nreturn out[:, :, padding : padding + H, padding : padding + W]", "        part[:] = share\nreturn out[:, :, padding : padding + H, padding : padding + W]", "        part += share\nreturn out[:, :, :H, :W]"],
+    "pool_gradient": [pool,
+        "F.pad(big * hit, (0, img.shape[1] - c * ks, 0, img.shape[0] - r * ks))", "big * hit", "F.pad(big, (0, img.shape[1] - c * ks, 0, img.shape[0] - r * ks))", "F.pad(big / ks**2, (0, img.shape[1] - c * ks, 0, img.shape[0] - r * ks))"],
+    "repaired": [windows,
+        "torch.einsum('csrij,ocij->ors', windows, weight)", "torch.einsum('crsij,ocij->ors', windows, weight.flip(2))", "torch.einsum('crsij,ocij->ors', windows, weight) / nf"],
 }  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def test_a_wrong_answer_is_drawn(name, text, made, capsys):
         ("im2col", "return [1, 2]", "gave a list of 2; a tensor of shape"),
         ("im2col", "return torch.zeros(7)", "gave a tensor of shape [7]; a tensor of shape"),
         ("im2col", "return torch.zeros(7, 7, 7, 7, 7)", "gave a tensor of shape [7, 7, 7, 7, 7]"),
-        ("im2col", "return torch.zeros(2, 2, device='meta')", "gave a tensor of shape [2, 2]"),
+        ("im2col", "return torch.zeros(2, 2, device='meta')", "on meta; a tensor of shape"),
         ("max_pool", "return img.max(1)", "gave a tuple of 2; a tensor of shape"),
         ("max_pool", "return img.unfold(0, ks, ks).unfold(1, ks, ks).amax((-2, -1)).double()", "gave numbers of torch.float64; torch.float32 was wanted"),
         ("max_pool", "return torch.full((img.shape[0] // ks, img.shape[1] // ks), -torch.inf)", "gave -inf"),
@@ -327,7 +327,7 @@ def test_the_slow_function_is_no_answer(name, made, capsys):
 
 def test_the_smallest_input_is_small(made):
     answer, slow = made(body("output_size", "return (n + padding - ks) // stride + 1"))
-    trials = try_many(answer, slow, puzzles["output_size"])
+    trials = try_many(answer, slow, puzzles["output_size"], 10)
     assert trials[-1].inputs == {"n": 1, "ks": 1, "stride": 1, "padding": 1}
 
 
