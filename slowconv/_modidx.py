@@ -167,6 +167,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'slowconv.puzzles.small': ('puzzles.html#small', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.tell': ('puzzles.html#tell', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.tell_error': ('puzzles.html#tell_error', 'slowconv/puzzles.py'),
+                                  'slowconv.puzzles.telling': ('puzzles.html#telling', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.tied': ('puzzles.html#tied', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.time_limit': ('puzzles.html#time_limit', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.to_blocks': ('puzzles.html#to_blocks', 'slowconv/puzzles.py'),
