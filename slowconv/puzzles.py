@@ -459,7 +459,7 @@ def telling(trial):
     sizes = sum(v for v in trial.inputs.values() if isinstance(v, int))
     return min(sizes, 4), min(len(as_numbers(trial.came).unique()), 4), size_of(trial)
 
-
+# %% ../nbs/93_puzzles.ipynb #d247c9f9
 def tell(slow, puzzle, trials):
     "Say and draw for which input an answer is wrong, or that it's right, with an example."
     last, name = trials[-1], slow.__name__.removesuffix("_slow")

@@ -29,8 +29,12 @@ def functions(pattern):
 
 
 sheets, solutions = functions("[01]*.ipynb"), functions("99_solutions.ipynb")
-hints = [(a.source, b.source) for p in sorted(folder.glob("[01]*.ipynb")) for cells in [read_nb(p).cells]
-         for a, b in zip(cells, cells[1:], strict=False) if "```python" in b.source]  # fmt: skip
+hints, last = {}, ""
+for path in sorted(folder.glob("[01]*.ipynb")):
+    for cell in read_nb(path).cells:
+        name = re.match(r"def (\w+)\(", cell.source)
+        last = name[1] if name else last
+        hints |= {last: cell.source} if "```python" in cell.source else {}
 stubs = {k: v for k, v in sheets.items() if not k.endswith("_slow")}
 
 
@@ -77,8 +81,7 @@ def test_a_stub_is_told_to_be_empty_or_is_wrong(name, made, capsys):
 
 @pytest.mark.parametrize("name", puzzles)
 def test_the_lines_in_the_wrong_order_are_those_of_the_solution(name):
-    (cell,) = [t for t in hints if f"def {name}(" in t[0]]
-    lines = re.search(r"```python\n(.*)\n```", cell[1], re.S)[1].splitlines()
+    lines = re.search(r"```python\n(.*)\n```", hints[name], re.S)[1].splitlines()
     right = textwrap.dedent(solutions[name].split("\n", 1)[1]).splitlines()
     assert sorted(lines) == sorted(right) and lines != right
 
