@@ -821,7 +821,7 @@ def transposed_inputs(draw):
 
 
 def dilated_inputs(draw):
-    inputs = shaped(img="HW", kernel="hw", dilation=Draw.size)(draw)
+    inputs = shaped(img="HW", kernel="hw", dilation=lambda d: max(d.size(), d.size()))(draw)
     sides = zip(inputs["img"].shape, inputs["kernel"].shape, strict=True)
     fits = all(n > inputs["dilation"] * (k - 1) for n, k in sides)
     return inputs if fits else dilated_inputs(draw)
