@@ -2,7 +2,7 @@
 
 A mutant that gives what the solution gives on 300 inputs wider than the check's (sides up to 10) counts as
 equivalent and is left out. `python benchmarks/mutants.py [puzzle ...]`
-prints the table. All of it takes half an hour.
+prints the table. All of it takes ten minutes.
 """
 
 import ast
