@@ -19,15 +19,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from .kernels import left_edge, top_edge
-from slowconv.show import (
-    as_image,
-    draw_frame,
-    few_colors,
-    hatched,
-    show_image,
-    show_map,
-    show_numbers,
-)
+from .show import as_gif, as_image, draw_frame, hatched, show_image, show_map, show_numbers
 
 # %% ../nbs/91_explore.ipynb #730a4528
 usual_kernels = {
@@ -125,14 +117,12 @@ def _note(e):
 
 def _text(e):
     "What a screen reader says of the picture."
-    image, kernel, fmap = (
-        f"{h} by {w}" for h, w in (e.images[0].shape, e.kernel.shape, e.map.shape)
-    )
-    said = f" {_note(e)[:1].upper()}{_note(e)[1:]}." * bool(_note(e))
+    (h, w), (kh, kw), (mh, mw) = e.images[0].shape, e.kernel.shape, e.map.shape
+    note = _note(e)
     return (
-        f"A convolution: an image of {image} pixels, a kernel of {kernel} numbers, and their feature "
-        f"map of {fmap}. The framed window's answer is {e.map[e.at]:z.2f}.{said}"
-    )
+        f"A convolution: an image of {h} by {w} pixels, a kernel of {kh} by {kw} numbers, and their "
+        f"feature map of {mh} by {mw}. The framed window's answer is {e.map[e.at]:z.2f}."
+    ) + f" {note[:1].upper()}{note[1:]}." * bool(note)
 
 # %% ../nbs/91_explore.ipynb #a1100022
 def _draw_image(e, ax, **greys):
@@ -183,7 +173,7 @@ def _png(e):
     for text in [text for ax in axs.values() for text in ax.texts]:
         text.set_size(8)
     small = io.BytesIO()
-    few_colors(fig).save(small, "PNG", optimize=True)
+    as_gif(fig).save(small, "PNG", optimize=True)
     return small.getvalue(), {"alt": _text(e)}
 
 # %% ../nbs/91_explore.ipynb #a1100016

@@ -221,7 +221,7 @@ def gif_palette():
     return palette
 
 
-def few_colors(fig):
+def as_gif(fig):
     "A figure as a picture in the colours of `gif_palette`, so that it's small."
     drawn = io.BytesIO()
     fig.savefig(drawn, dpi=fig.dpi)
@@ -262,7 +262,7 @@ def animate_conv(
         shown[row, col] = v
         axs[2].images[0].set_data(shown)
         axs[2].text(col, row, f"{v:.1f}", size=size, ha="center", va="center")
-        frames.append(few_colors(fig))
+        frames.append(as_gif(fig))
     plt.close(fig)
     gif, ms = io.BytesIO(), 1000 / fps
     wait = [ms] * (len(frames) - 1) + [4 * ms]

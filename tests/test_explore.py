@@ -129,7 +129,11 @@ def test_the_still_picture_hatches_padding_and_what_is_never_read(padding, strid
     a, alt = still(torch.zeros(8, 8), padding=padding, stride=stride, at=(0, 0))
     r, g, b = a[:, :270].transpose(2, 0, 1)
     assert (((r == g) & (g == b) & (80 < g) & (g < 140)).sum() > 3000) == (hatched == "grey")
-    assert ((b - g > 60).sum() > 1000) == (hatched == "violet") == ("15 pixels that no window reads" in alt)
+    assert (
+        ((b - g > 60).sum() > 1000)
+        == (hatched == "violet")
+        == ("15 pixels that no window reads" in alt)
+    )
     if hatched != "violet":  # and greys stay grey
         assert ((r == g) & (g == b) | (r - b > 20)).all()
 
