@@ -315,7 +315,7 @@ def test_only_the_named_panels_are_seen(show):
         page = Page(first.browser, i)
         seen = "return !!$(arguments[1]).getClientRects().length"
         assert {p for p in all_panels if page.js(seen, parts[p])} == set(panels)
-        # the formula speaks of what can be set, and the next windows of the stride
+        # the formula speaks of what can be set, and the next window of the stride
         assert page.js(seen, "formula") == bool({"stride", "padding", "dilation"} & set(panels))
         assert ("d(k" in page.js("return $('formula').textContent")) == ("dilation" in panels)
         assert page.js("return !$('next').hidden") == ("stride" in panels)
