@@ -166,7 +166,7 @@ def show_numbers(
     return draw_tiles(a, ax, title, fmt, cell, **colors)
 
 # %% ../nbs/90_show.ipynb #90000047
-hatched = {"fc": "black", "ec": "dimgray", "hatch": "////", "fill": True, "lw": 1, "zorder": -1}
+hatched = {"fc": "black", "ec": "dimgray", "hatch": "////", "fill": True, "lw": 2, "zorder": -1}
 
 
 def draw_frame(ax, row, col, h=1, w=1, **kwargs):
