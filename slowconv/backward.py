@@ -32,7 +32,7 @@ def conv_backward(
 
 # %% ../nbs/11_backward.ipynb #f4761a04
 def cross_entropy_backward(logits, yb):  # [N,C], classes [N]; the gradient of the logits
-    "Backward through `F.cross_entropy`: probabilities, minus 1 at the right class, over N."
+    "Backward through `F.cross_entropy`: probabilities, minus 1 at the right class, all divided by N."
     return (logits.softmax(1) - F.one_hot(yb, logits.shape[1])) / len(yb)
 
 # %% ../nbs/11_backward.ipynb #f31a0f5a
@@ -94,6 +94,10 @@ def backward_pass(kept, gy):  # the list of `forward_pass`, the gradient of the 
                 layer.bias.grad = gb
         elif isinstance(layer, nn.ReLU):
             gy = relu_backward(gy, x)
+        elif isinstance(layer, nn.MaxPool2d) and not (
+            layer.padding or layer.ceil_mode or layer.dilation > 1
+        ):
+            gy = max_pool_backward(gy, x, layer.kernel_size, layer.stride)
         elif isinstance(layer, nn.Flatten):
             gy = gy.reshape(x.shape)
         else:

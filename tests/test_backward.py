@@ -103,15 +103,21 @@ def test_a_run_has_the_losses_of_autograd(sample, dtype, most):
 
 def test_backward_pass_goes_through_any_conv_and_says_what_it_cannot():
     odd = nn.Conv2d(4, 6, (3, 2), (1, 3), (0, 1), (2, 1), groups=2, bias=False)
-    model = nn.Sequential(conv(3, 4, ks=5), nn.Sequential(odd, nn.ReLU()), nn.Flatten()).double()
-    x = torch.randn(2, 3, 12, 11).double().requires_grad_()
+    model = nn.Sequential(
+        conv(3, 4, ks=5), nn.Sequential(odd, nn.ReLU()), nn.MaxPool2d(2, 1), nn.Flatten()
+    )
+    model, x = model.double(), torch.randn(2, 3, 12, 11).double().requires_grad_()
     y, kept = forward_pass(model, x)
-    assert y.shape[1] == 6 * out_size(6, dilation=2) * out_size(6, 2, 3, 1)
+    assert y.shape[1] == 6 * (out_size(6, dilation=2) - 1) * (out_size(6, 2, 3, 1) - 1)
     gy = torch.randn_like(y)
     gx = backward_pass(kept, gy)
     true = torch.autograd.grad(model(x), [x, *model.parameters()], gy)
     for ours, a in zip([gx, *(p.grad for p in model.parameters())], true, strict=True):
         assert torch.allclose(ours, a, atol=1e-10)
-    for layer in (nn.GELU(), nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")):
+    other = [nn.GELU(), nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")]
+    other += [
+        nn.MaxPool2d(2, **how) for how in ({"padding": 1}, {"dilation": 2}, {"ceil_mode": True})
+    ]
+    for layer in other:
         with pytest.raises(TypeError, match="no way back through"):
             backward_pass(forward_pass(nn.Sequential(layer), x.float())[1], x.float())
