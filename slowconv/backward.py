@@ -82,7 +82,7 @@ def forward_pass(model: nn.Module, xb):  # layers in `nn.Sequential`s; a batch
             xb = layer(xb)
     return xb, kept
 
-
+# %% ../nbs/11_backward.ipynb #2e6d3d34
 @torch.no_grad()
 def backward_pass(kept, gy):  # the list of `forward_pass`, the gradient of the outputs
     "Set `grad` of all parameters; return the gradient of what went in. TypeError for other layers."
