@@ -157,6 +157,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'slowconv.puzzles.image_anywhere': ('puzzles.html#image_anywhere', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.inputs_row': ('puzzles.html#inputs_row', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.judge': ('puzzles.html#judge', 'slowconv/puzzles.py'),
+                                  'slowconv.puzzles.judge_image': ('puzzles.html#judge_image', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.kernel_and_image': ('puzzles.html#kernel_and_image', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.labels_and_logits': ('puzzles.html#labels_and_logits', 'slowconv/puzzles.py'),
                                   'slowconv.puzzles.layer_inputs': ('puzzles.html#layer_inputs', 'slowconv/puzzles.py'),

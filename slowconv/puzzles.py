@@ -13,6 +13,7 @@ import itertools
 import linecache
 import math
 import random
+import re
 import signal
 import sys
 import textwrap
@@ -83,12 +84,11 @@ def read_nodes(f, space, seen):
         tree = ast.parse(textwrap.dedent("".join(lines)))
     except (OSError, TypeError, SyntaxError):
         return
+    of = f" of {f.__name__}" if seen else ""  # not for the answer itself
     seen.append(f)
     for node in ast.walk(tree) if f.__name__ != "<lambda>" else ():
-        line = getattr(
-            getattr(node, "target", node), "lineno", 1
-        )  # a comprehension's is its target's
-        yield node, f"line {first + line - 1} of {f.__name__}"
+        at = getattr(node, "target", node)  # of a comprehension
+        yield node, f"line {first + getattr(at, 'lineno', 1) - 1}{of}"
         called = space.get(getattr(node, "id", ""))
         if inspect.isfunction(called) and called.__globals__ is space and called not in seen:
             yield from read_nodes(called, space, seen)
@@ -102,12 +102,12 @@ def find_banned(f, slow, loops, banned):
         if isinstance(node, (ast.Return, ast.Assign)) and getattr(node.value, "value", 0) is ...:
             return "is not filled in yet: put your code where the `...` is."
         if used.lower() in banned or used == slow.__name__:
-            return f"uses `{used}` on {line}; this puzzle asks for an answer without."
+            return f"uses `{used}` on {line}; this puzzle asks for an answer without it."
         n += isinstance(node, (ast.For, ast.While, ast.comprehension))
         n += used in ("map", "filter", "vmap")
         if n > loops:
             less = f"at most {loops}" if loops else "none"
-            return f"has a loop too many on {line}; this puzzle asks for {less}."
+            return f"has a loop too many, on {line}; this puzzle asks for {less}."
 
 # %% ../nbs/93_puzzles.ipynb #700c55bc
 def as_numbers(v):
@@ -158,9 +158,11 @@ def find_fault(wanted, came):
     if b.is_floating_point() and isinstance(wanted, (int, tuple)):
         return f"gave {came!r}; whole numbers were wanted. `//` divides and rounds down."
     if shape and came.dtype != wanted.dtype:
-        return f"gave numbers of {came.dtype}; {wanted.dtype} was wanted."
+        names = {torch.bool: "bools", torch.float32: "floats (torch.float32)"}
+        mine, theirs = (names.get(t.dtype, f"numbers of {t.dtype}") for t in (came, wanted))
+        return f"gave {mine}; {theirs} were wanted."
     if not same(a, b).all() and a.numel() > 3:
-        return "gave other numbers than wanted."
+        return "gave other numbers than the ones wanted."
     return None if same(a, b).all() else f"gave {write(b)}; {write(a)} was wanted."
 
 # %% ../nbs/93_puzzles.ipynb #8ddfb05a
@@ -181,9 +183,7 @@ def tell_error(e, slow):
     return f"stopped{at}\n{what}" if at else f"could not be called. {what}"
 
 # %% ../nbs/93_puzzles.ipynb #b9a367e6
-Trial = namedtuple(
-    "Trial", "inputs wanted came problem printed changed", defaults=(None, "", False)
-)
+Trial = namedtuple("Trial", "inputs wanted came problem printed changed", defaults=(None, "", 0))
 
 
 def try_once(answer, slow, puzzle, inputs):
@@ -211,7 +211,8 @@ def try_once(answer, slow, puzzle, inputs):
 def judge(slow, puzzle, inputs, came):
     "What is wrong with an input that was asked for, as a text, or None."
     try:
-        return None if slow(*deepcopy(inputs).values(), came) else puzzle.judged
+        right, (fault, _) = (f(*deepcopy(inputs).values(), came) for f in (slow, puzzle.judged))
+        return None if right else fault
     except Exception as e:
         return f"gave {describe(came)}, and with that {slow.__name__} stopped.\n{e}"
 
@@ -244,14 +245,11 @@ def time_limit(seconds):
 
 # %% ../nbs/93_puzzles.ipynb #6ae8f2bf
 def size_of(trial):
-    "How many numbers a trial's input has, how many are not above zero, and how large they are."
+    "How many numbers a trial's input has, how many are fractions, how many not above zero, their size."
     tensors = [t.double() for t in map(as_numbers, trial.inputs.values()) if t is not None]
     n = sum(t.numel() if t.ndim else t.item() for t in tensors)
-    return (
-        n,
-        sum((t <= 0).sum().item() for t in tensors),
-        sum(t.abs().sum().item() for t in tensors),
-    )
+    t = torch.cat([torch.zeros(0), *(t.flatten() for t in tensors)])
+    return n, (t != t.round()).sum().item(), (t <= 0).sum().item(), t.abs().sum().item()
 
 
 def try_many(answer, slow, puzzle, seconds):
@@ -289,45 +287,45 @@ def corner(x, y, blocks, place):
     return x + c * (w + 0.5) + col, y + o * (h + 0.5) + row
 
 # %% ../nbs/93_puzzles.ipynb #8aaa5b4f
-def draw_numbers(ax, x, y, t, vmax, wrong=None, window=None, around=None):
-    "A tensor's numbers, by masks framed (`wrong`, `window`) or hatched. Gives width and height."
-    if t.numel() > 600:
-        ax.text(x, y + 0.5, f"{t.numel()} numbers", va="center")
+def draw_numbers(ax, x, y, t, vmax, wrong=None, window=None, padding=0):
+    "A tensor's numbers, some framed by masks, in hatched padding. Gives width and height."
+    if not 0 < t.numel() <= 600:
+        ax.text(x, y + 0.5, f"{t.numel()} numbers" if t.numel() else "empty", va="center")
         return 4, 1
-    masks = [torch.zeros(t.shape) if mask is None else mask for mask in (wrong, around)]
-    blocks, wrong, around = map(to_blocks, (t, *masks))
+    sides, masks = (padding,) * 4 if t.ndim > 1 else (), [torch.ones(t.shape)]
+    masks += [torch.zeros(t.shape) if mask is None else mask for mask in (wrong, window)]
+    blocks, inside, wrong, window = (to_blocks(F.pad(m, sides)) for m in (t, *masks))
     for place in itertools.product(*map(range, blocks.shape)):
         (left, top), v = corner(x, y, blocks, place), blocks[place].item()
         color = signed_colors(0.5 + v / vmax / 3.2) if t.numel() > 1 and math.isfinite(v) else "w"
         frame = {"ec": "black", "lw": 2, "zorder": 3} if wrong[place] else {}
-        if around[place]:
+        if not inside[place]:
             draw_box(ax, left, top, ec="0.5", hatch="///")
             continue
         draw_box(ax, left, top, fc=color, **frame)
-        text = str(v) if isinstance(v, bool) else f"{v + 0.0:.4g}"
+        text = str(v) if isinstance(v, bool) else f"{round(v, 4) + 0.0:.4g}"
         text, size = (text, 10) if len(text) < 6 else (f"{v:.2f}", 8)
         ax.text(left + 0.5, top + 0.5, text, ha="center", va="center", size=size)
-    if window is not None:
-        draw_window(ax, x, y, window)
+    draw_window(ax, x, y, window)
     nf, ni, h, w = blocks.shape
     return corner(0, 0, blocks, (nf - 1, ni - 1, h, w))
 
 # %% ../nbs/93_puzzles.ipynb #fdc76b43
 def made_of(slow, inputs, place):
-    "A mask for each tensor of floats: what the number at `place` of the slow function is made of."
+    "A mask for each tensor of floats: what the number at `place` of the slow function depends on."
     masks = {k: torch.zeros(v.shape) for k, v in inputs.items()
              if isinstance(v, torch.Tensor) and v.is_floating_point()}  # fmt: skip
+    gave = as_numbers(slow(**deepcopy(inputs)))
     for name, mask in masks.items():
-        for at in itertools.product(*map(range, mask.shape)):
+        for *at, v in itertools.product(*map(range, mask.shape), (torch.nan, torch.inf)):
             poked = deepcopy(inputs)
-            poked[name][at] = torch.nan
-            mask[at] = as_numbers(slow(**poked))[place].isnan()
+            poked[name][tuple(at)] = v
+            mask[tuple(at)] += ~same(gave, as_numbers(slow(**poked)))[place]
     return masks
 
 
 def draw_window(ax, x, y, mask):
     "An orange frame in each channel around what is true in a mask."
-    mask = to_blocks(mask)
     for o, c in mask.sum((2, 3)).nonzero().tolist():
         places = mask[o, c].nonzero()
         (row, col), (down, right) = places.amin(0).tolist(), places.amax(0).tolist()
@@ -357,45 +355,38 @@ def inputs_row(inputs, windows):
         if isinstance(t, torch.Tensor):
             lies = f", stride {t.stride()}, offset {t.storage_offset()}"
             title = name + lies if t.storage_offset() or not t.is_contiguous() else name
-            sides = (inputs.get("padding", 0) * (name == "x"),) * 4 if t.ndim > 1 else ()
-            around = F.pad(torch.zeros(t.shape, dtype=torch.bool), sides, value=True)
-            masks = {
-                "around": around,
-                "window": F.pad(windows[name], sides) if name in windows else None,
-            }
-            draw = partial(draw_numbers, t=F.pad(t, sides), vmax=get_vmax(t.double()), **masks)
-            panels.append((title, draw))
+            own = {"window": windows.get(name), "padding": inputs.get("padding", 0) * (name == "x")}
+            panels.append((title, partial(draw_numbers, t=t, vmax=get_vmax(t.double()), **own)))
     return panels
 
 # %% ../nbs/93_puzzles.ipynb #c5495023
-def outputs_row(wanted, came, window, title):
+def outputs_row(wanted, came, window, title, padding=0):
     "The panels of what was wanted, what came, and how they differ; one panel if it's right."
-    shown = [t.flatten().double() for t in (wanted, came) if t is not None]
-    draw = partial(draw_numbers, vmax=get_vmax(torch.cat(shown)), window=window)
+    shown = [torch.zeros(1), *(t.flatten().double() for t in (wanted, came) if t is not None)]
+    draw = partial(draw_numbers, vmax=get_vmax(torch.cat(shown)), window=window, padding=padding)
     if wanted is None or came is None:
         one, t = ("wanted", wanted) if came is None else (title, came)
         return [(one, partial(draw, t=t))]
     alike, wrong = wanted.shape == came.shape, ~same(came, wanted)
-    if alike and not wrong.any():
+    if alike and not wrong.any() and (came.dtype == wanted.dtype or not wanted.ndim):
         return [(title, partial(draw, t=came))]
-    names = ["wanted", "yours"]
+    names, mine = ["wanted", "yours"], partial(draw, t=came, wrong=wrong)
     if not alike:
         names = [f"wanted {list(wanted.shape)}", f"yours {list(came.shape)}"]
-    mine = partial(draw, t=came, wrong=wrong, window=window if alike else None)
+        mine = partial(mine, window=None, padding=0)
     panels = [(names[0], partial(draw, t=wanted)), (names[1], mine)]
-    if alike and wanted.numel() > 1 and wanted.dtype != torch.bool:
-        gap = came - wanted
+    if alike and wrong.any() and wanted.numel() > 1 and wanted.dtype != torch.bool:
+        gap = (came - wanted).where(wrong, 0)
         own = {"vmax": get_vmax(gap), "wrong": wrong, "window": None}
         panels.append(("yours - wanted", partial(draw, t=gap, **own)))
     return panels
 
 # %% ../nbs/93_puzzles.ipynb #ff03be70
 def find_windows(slow, trial, wanted, came):
-    "Masks of one number of the output, a wrong one if there is one, and of what it is made of."
-    places = (~same(wanted, came)).nonzero()
-    if not len(places):
-        places = torch.ones(wanted.shape).nonzero()[wanted.numel() // 2 :]
-    window, place = torch.zeros(wanted.shape), tuple(places[0].tolist())
+    "Masks of one number of the output, best a wrong one that isn't 0, and of what it depends on."
+    wrong, full, window = ~same(wanted, came), wanted != 0, torch.zeros(wanted.shape)
+    places = next(m for m in (wrong & full, wrong, full, ~wrong) if m.any()).nonzero()
+    place = tuple(places[0 if wrong.any() else len(places) // 2].tolist())
     window[place] = 1
     return window, made_of(slow, trial.inputs, place)
 
@@ -405,16 +396,19 @@ def draw_trial(slow, trial, title="yours"):
     puzzle = puzzles[slow.__name__.removesuffix("_slow")]
     wanted, came = as_numbers(trial.wanted), as_numbers(trial.came)
     values, window, windows = name_values(trial.inputs), None, {}
-    if trial.wanted is not None:
+    if wanted is not None:
         window, windows = find_windows(slow, trial, wanted, came)
-    above = inputs_row(trial.inputs, windows)
-    if puzzle.draw:
-        above = [("", partial(puzzle.draw, **trial.inputs))]
-    ax = plt.subplots()[1]
-    ax.text(0, top := -1 if values and above[0][0] else -0.2, values, va="bottom")
-    width, height = draw_row(ax, 0, above)
-    below, tall = draw_row(ax, height + 1.2, outputs_row(wanted, came, window, title))
-    width, height = max(width, below, 0.2 * len(values)) + 0.4, height + tall + 2.2 - top
+    own = puzzle.draw and [("", partial(puzzle.draw, **trial.inputs))]
+    padding = 0 if puzzle.draw or "x" in trial.inputs else trial.inputs.get("padding", 0)
+    rows = [own or inputs_row(trial.inputs, windows)]
+    rows.append(outputs_row(wanted, came, window, title, padding))
+    rows += [inputs_row(trial.wanted, {})] if isinstance(trial.wanted, dict) else []
+    ax, height, width = plt.subplots()[1], 0, 0.2 * len(values)
+    ax.text(0, top := -1 if values and not own else -0.2, values, va="bottom")
+    for row in rows:
+        wide, tall = draw_row(ax, height, row)
+        width, height = max(width, wide), height + tall + 1.2
+    width, height = width + 0.4, height + 1 - top
     ax.set(xlim=(-0.4, width - 0.4), ylim=(height + top - 0.7, top - 0.7))
     ax.set_axis_off()
     ax.figure.set_size_inches(width / 2, height / 2)
@@ -463,9 +457,10 @@ def telling(trial):
 def tell(slow, puzzle, trials):
     "Say and draw for which input an answer is wrong, or that it's right, with an example."
     last, name = trials[-1], slow.__name__.removesuffix("_slow")
-    values = name_values(last.inputs)
     if last.problem:
-        print(f"{name} {last.problem}\nA small input that shows it: {values}".strip())
+        print(
+            f"{name} {last.problem}\nA small input that shows it: {name_values(last.inputs)}".strip()
+        )
         if last.printed:
             print(f"What it printed there:\n{last.printed.rstrip()[-1000:]}")
     else:
@@ -480,10 +475,17 @@ def show_trial(slow, trial):
     "Show the figure of a trial, with its numbers as alt text."
     from IPython.display import display
 
-    values = trial.inputs | {"wanted": trial.wanted, "yours": trial.came}
-    numbers = {k: getattr(as_numbers(v), "tolist", lambda v=v: v)() for k, v in values.items()}
+    wanted, judged = {"wanted": trial.wanted}, puzzles[slow.__name__.removesuffix("_slow")].judged
+    if judged:
+        with contextlib.suppress(Exception):  # what came may be anything
+            wanted = judged(*trial.inputs.values(), trial.came)[1]
+            trial = trial._replace(wanted=wanted)
     draw_trial(slow, trial)
-    display(alt(textwrap.shorten("; ".join(f"{k} {v}" for k, v in numbers.items()), 400)))
+    values = {**trial.inputs, **wanted, "yours": trial.came}
+    numbers = {k: getattr(as_numbers(v), "tolist", lambda v=v: v)() for k, v in values.items()}
+    told = "; ".join(f"{k} {v}" for k, v in numbers.items())
+    told = re.sub(r"-?\d+\.\d+", lambda v: f"{float(v[0]) + 0.0:.4g}", told)  # no -0.0
+    display(alt(textwrap.shorten(told, 400)))
 
 # %% ../nbs/93_puzzles.ipynb #aa2a6efa
 def window_and_kernel(draw):
@@ -576,16 +578,24 @@ puzzles["true_conv"] = Puzzle(
 )
 
 # %% ../nbs/93_puzzles.ipynb #4f7b9d2a
+def judge_image(kernel, img):
+    "What is wrong with an image that doesn't tell the two apart, and both maps."
+    kernels = {"correlation": kernel, "true convolution": kernel.flip(0, 1)}
+    n = int((img != 0).sum())
+    maps = {k: F.conv2d(img[None, None], v[None, None])[0, 0] for k, v in kernels.items()}
+    many = f"gave an image with {n} pixels that aren't 0; one was asked for."
+    return "gave an image for which both maps are the same." if n == 1 else many, maps
+
+
 puzzles["telling_image"] = Puzzle(
     lopsided_kernel,
     "One bright pixel shows the whole kernel. Around it, a correlation writes the kernel turned "
     "round, and a true convolution writes it as it is. Engineers call that the impulse response.",
-    judged="gave an image that does not tell the two apart, or has not exactly one pixel that is not 0.",
+    judged=judge_image,
 )
 puzzles["im2col"] = Puzzle(
     image_and_size,
-    "A pixel stands in up to ks * ks rows. That is the price of having one matrix product "
-    "afterwards.",
+    "A pixel stands in up to ks * ks rows. That is the price of one matrix product.",
     2,
     ("unfold", "as_strided"),
 )
@@ -597,8 +607,7 @@ puzzles["conv_unfold"] = Puzzle(
 )
 puzzles["im2col_strided"] = Puzzle(
     image_anywhere,
-    "Until the last `reshape` nothing was copied: four axes over the same numbers. `img.stride()` is "
-    "right wherever the image lies.",
+    "Nothing was copied until the `reshape`, and `img.stride()` is right wherever the image lies.",
     banned=("unfold",),
 )
 
@@ -630,8 +639,7 @@ puzzles["same_padding"] = Puzzle(
 )
 puzzles["conv_channels"] = Puzzle(
     shaped(x="cHW", weight="fchw"),
-    "One kernel per pair of channels, and a sum over the channels that come in: that sum is all that "
-    "brings channels together.",
+    "One kernel per pair of channels. Only the sum over those that come in brings them together.",
     banned=convs,
 )
 puzzles["whole_layer"] = Puzzle(
@@ -661,8 +669,7 @@ puzzles["accuracy"] = Puzzle(
 )
 puzzles["mean_loss"] = Puzzle(
     batches,
-    "The last batch of an epoch is often smaller. With the plain mean its images count more than the "
-    "others.",
+    "The last batch of an epoch is often smaller. With the plain mean its images count more.",
 )
 puzzles["sgd_step"] = Puzzle(
     shaped(w="k", x="nk", y="n", lr=lambda draw: draw.choice([1.0, 0.5, 0.25, 0.125])),
@@ -791,10 +798,8 @@ puzzles["running_var"] = Puzzle(
 def kernel_and_image(draw):
     "A kernel, and the rows and columns of an image."
     inputs = shaped(img="HW", kernel="hw")(draw)
-    return {
-        "kernel": inputs["kernel"],
-        **dict(zip(("rows", "cols"), inputs["img"].shape, strict=True)),
-    }
+    rows, cols = inputs.pop("img").shape
+    return inputs | {"rows": rows, "cols": cols}
 
 
 puzzles["shift_add"] = Puzzle(
@@ -859,8 +864,7 @@ puzzles["multiplications"] = Puzzle(
 # %% ../nbs/93_puzzles.ipynb #08742589
 puzzles["conv_gradient"] = Puzzle(
     shaped(g="rc", kernel="hw", stride=Draw.size),
-    "Where windows overlap, their shares add up: that is where the checkerboards of transposed "
-    "convolutions come from.",
+    "Where windows overlap, their shares add up. That's where checkerboards come from.",
     2,
     (*convs, "backward", "grad"),
 )
@@ -896,30 +900,25 @@ def pick(names, sized, draw):
 def pool_inputs(draw):
     drawn = image_and_size(draw)
     rows, cols = (n // drawn["ks"] for n in drawn["img"].shape)
-    return {
-        "img": tied(draw, *drawn["img"].shape),
-        "g": draw.numbers(rows, cols),
-        "ks": drawn["ks"],
-    }
+    return {"img": tied(draw, *drawn.pop("img").shape), "gy": draw.numbers(rows, cols)} | drawn
 
 # %% ../nbs/93_puzzles.ipynb #108737e2
 no_autograd = ("backward", "grad", "conv2d_weight", "conv2d_input")
 puzzles["relu_gradient"] = Puzzle(
-    lambda draw: {"x": tied(draw, n := draw.size()), "g": draw.numbers(n)},
+    lambda draw: {"x": tied(draw, n := draw.size()), "gy": draw.numbers(n)},
     "What the ReLU let through comes back, what it stopped doesn't. At 0 there is no slope, and "
     "PyTorch says 0.",
     banned=no_autograd,
 )
 puzzles["bias_gradient"] = Puzzle(
     shaped(gy="nfrc"),
-    "The bias was added to every number of its map, in every image. So all of their gradients come "
-    "back to it.",
+    "The bias was added to every number of its maps, so all of their gradients come back to it.",
     banned=no_autograd,
 )
 puzzles["entropy_gradient"] = Puzzle(
     labels_and_logits,
-    "Probability minus truth: 0 where the network is sure and right. That's why softmax and cross-"
-    "entropy belong together.",
+    "Probability minus truth: 0 where the network is sure and right. So simple a gradient is "
+    "why softmax and cross-entropy are used together.",
     banned=no_autograd,
 )
 
@@ -947,7 +946,8 @@ puzzles["pool_gradient"] = Puzzle(
 puzzles["repaired"] = Puzzle(
     shaped(x="cHW", weight="fchw"),
     "A gradient check asks if the gradient belongs to the forward, and it did. Whether the forward is "
-    "the right one, only another forward can tell. And with kernels two wide, not even that.",
+    "the right one, only another forward can tell. And with kernels two wide even that finds nothing: "
+    "there `-j` is the same as `j`.",
     2,
     convs,
 )

@@ -99,7 +99,7 @@ alive = "starts = range(-padding, n + padding - ks + 1, stride)\nplaces = torch.
 norm = "m, v = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)\nm, v = (m, v) if training else (mean, var)\nm, v, own = m[:, None, None], v[:, None, None], x.mean((2, 3), keepdim=True)\n"
 dw = "h, w = size\np = F.pad(x, (padding,) * 4)\nwindows = p.unfold(2, h, stride).unfold(3, w, stride)\nout = torch.einsum('norc,nircjk->oijk', gy, windows)\n"
 back = "(H, W), k = size, weight.shape[2:]\nout = torch.zeros(len(gy), weight.shape[1], H + 2 * padding, W + 2 * padding)\nfor r in range(gy.shape[2]):\n    for c in range(gy.shape[3]):\n        part = out[:, :, r * stride :, c * stride :][:, :, : k[0], : k[1]]\n        share = torch.einsum('no,oijk->nijk', gy[:, :, r, c], weight)\n"
-pool = "r, c = g.shape\nw = img.unfold(0, ks, ks).unfold(1, ks, ks).flatten(2)\nbig = g.repeat_interleave(ks, 0).repeat_interleave(ks, 1)\ntop = w.amax(2).repeat_interleave(ks, 0).repeat_interleave(ks, 1)\nout, hit = torch.zeros(img.shape), img[: r * ks, : c * ks] == top\n"
+pool = "r, c = gy.shape\nw = img.unfold(0, ks, ks).unfold(1, ks, ks).flatten(2)\nbig = gy.repeat_interleave(ks, 0).repeat_interleave(ks, 1)\ntop = w.amax(2).repeat_interleave(ks, 0).repeat_interleave(ks, 1)\nout, hit = torch.zeros(img.shape), img[: r * ks, : c * ks] == top\n"
 wrong = {
     "right_edge": ["",
         "F.conv2d(img[None, None], torch.tensor([[[[-1.0, 0, 1]] * 3]]))[0, 0]", "F.conv2d(img[None, None], torch.tensor([[[[1.0, 0, -1]] * 3]]).mT)[0, 0]", "F.conv2d(img[None, None], torch.tensor([[[[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]]]))[0, 0]"],
@@ -166,7 +166,7 @@ wrong = {
     "transposed": [loops + "        part += g[r, c] * kernel\n",
         "F.pad(out, (padding,) * 4)", "out[: len(out) - 2 * padding, : out.shape[1] - 2 * padding]", "out[padding:-padding, padding:-padding]"],
     "relu_gradient": ["",
-        "g", "g * (x >= 0)", "g.relu()"],
+        "gy", "gy * (x >= 0)", "gy.relu()"],
     "bias_gradient": ["",
         "gy.sum((2, 3))", "gy.mean((0, 2, 3))", "gy[0].sum((1, 2))"],
     "entropy_gradient": ["p, t = logits.softmax(1), F.one_hot(labels, logits.shape[1])\n",
@@ -207,7 +207,7 @@ def test_a_wrong_answer_is_drawn(name, text, made, capsys):
         ("im2col", "return torch.zeros(7, 7, 7, 7, 7)", "gave a tensor of shape [7, 7, 7, 7, 7]"),
         ("im2col", "return torch.zeros(2, 2, device='meta')", "on meta; a tensor of shape"),
         ("max_pool", "return img.max(1)", "gave a tuple of 2; a tensor of shape"),
-        ("max_pool", "return img.unfold(0, ks, ks).unfold(1, ks, ks).amax((-2, -1)).double()", "gave numbers of torch.float64; torch.float32 was wanted"),
+        ("max_pool", "return img.unfold(0, ks, ks).unfold(1, ks, ks).amax((-2, -1)).double()", "gave numbers of torch.float64; floats (torch.float32) were wanted"),
         ("max_pool", "return torch.full((img.shape[0] // ks, img.shape[1] // ks), -torch.inf)", "gave -inf"),
         ("max_pool", "return img.unfold(0, ks, ks).unfold(1, ks, ks).amax((-2, -1)) + torch.rand(1).round()", "now this, now that"),
         ("output_size", "return (n + 2 * padding - ks) / stride + 1", "whole numbers were wanted"),
@@ -262,11 +262,11 @@ def test_an_import_may_take_its_time(made, tmp_path, monkeypatch):
         (body("conv_unfold", "return nn.Conv2d(1, 1, kernel.shape)(img[None])[0]"), "uses `Conv2d` on line 2"),
         (body("conv_unfold", "return conv_unfold_slow(img, kernel)"), "uses `conv_unfold_slow` on line 2"),
         (body("im2col", "return F.unfold(img[None, None], ks)[0].T"), "uses `unfold` on line 2"),
-        (body("conv_unfold", "for r in range(3):\n    img = img + r\nreturn img"), "has a loop too many on line 2 of conv_unfold"),
-        (body("conv_unfold", "return torch.stack([row for row in img])"), "has a loop too many on line 2 of conv_unfold"),
-        (body("conv_unfold", "img = img + 1\nwhile img.sum() > 0:\n    img = img - 1\nreturn img"), "has a loop too many on line 3"),
-        (body("conv_unfold", "return torch.stack(list(map(torch.sum, img)))"), "has a loop too many on line 2 of conv_unfold"),
-        ("def add(img):\n    return sum(row for row in img)\n\n\n" + body("conv_unfold", "return add(img)"), "has a loop too many on line 2 of add"),
+        (body("conv_unfold", "for r in range(3):\n    img = img + r\nreturn img"), "has a loop too many, on line 2;"),
+        (body("conv_unfold", "return torch.stack([row for row in img])"), "has a loop too many, on line 2;"),
+        (body("conv_unfold", "img = img + 1\nwhile img.sum() > 0:\n    img = img - 1\nreturn img"), "has a loop too many, on line 3;"),
+        (body("conv_unfold", "return torch.stack(list(map(torch.sum, img)))"), "has a loop too many, on line 2;"),
+        ("def add(img):\n    return sum(row for row in img)\n\n\n" + body("conv_unfold", "return add(img)"), "has a loop too many, on line 2 of add"),
     ],
 )  # fmt: skip
 def test_what_a_puzzle_bans_is_found(source, line, made, capsys):
