@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from .convs import conv, def_device, get_model, init_weights
 
-# %% ../nbs/06_better.ipynb #06000010
+# %% ../nbs/06_better.ipynb #06000009
 def default_start():
     "`get_model` with the weights that PyTorch gives it"
     model = get_model()
@@ -92,7 +92,7 @@ def pooled_head(
     "Global average pooling and a linear layer (arxiv.org/abs/1312.4400)."
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(nf, n_classes))
 
-# %% ../nbs/06_better.ipynb #06000037
+# %% ../nbs/06_better.ipynb #06000036
 def network(*channels, head):
     "Layers of stride 2 as in `get_model`, with these channels, and then the layers of `head`"
     layers = [conv(ni, nf) for ni, nf in pairwise((1, *channels))]
@@ -110,7 +110,7 @@ def mean_head():
 def no_dead():
     return network(4, 8, 17, 19, head=[nn.Conv2d(19, 10, 2), nn.Flatten()])
 
-# %% ../nbs/06_better.ipynb #06000041
+# %% ../nbs/06_better.ipynb #06000040
 momentum = partial(optim.SGD, momentum=0.9)
 cycle = partial(OneCycleLR, cycle_momentum=False)  # the learning rate only
 shifts, flips = partial(FlipShift, 1, flip=False), partial(FlipShift, 0)
