@@ -182,7 +182,7 @@ def residual_net(
 def get_best_model(
     trained=True,  # with the weights that come with slowconv? New ones without it
 ):  # `nn.Sequential` on `def_device`: [N,1,28,28], pixels in [0,1] -> logits [N,10]
-    "The most accurate network with no more parameters than `get_model` that we found."
+    "An accurate network with no more parameters than `get_model`."
     model = residual_net(8, (16, 4), (28, 2))
     if trained:
         model.load_state_dict(load(files("slowconv").joinpath("best.safetensors").read_bytes()))
