@@ -31,7 +31,6 @@ config = {
     "optimizer": "AdamW, weight decay 0.01",
     "schedule": "one cycle up to lr, constant momentum",
     "judged on": "5,000 images cut from the training set",
-    "torch": torch.__version__.split("+")[0],
 }
 
 
@@ -69,7 +68,14 @@ def run(name, lr, seed, parts):  # a line of the file
     fit(config["epochs"], model, F.cross_entropy, opt, *dls, sched=sched, log=lambda line: None)
     accs = shift_accuracy(model.eval(), parts[1]["image"][:, None] / 255, parts[1]["label"])
     accs = [[round(a, 4) for a in row] for row in accs.tolist()]
-    return {"network": name, "lr": lr, "seed": seed, **config, "accuracy by move": accs}
+    row = {
+        "network": name,
+        "lr": lr,
+        "seed": seed,
+        **config,
+        "torch": torch.__version__.split("+")[0],
+    }
+    return row | {"accuracy by move": accs}
 
 
 @call_parse
