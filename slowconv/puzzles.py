@@ -577,7 +577,7 @@ puzzles["true_conv"] = Puzzle(
     "learns its kernels, and would learn them the other way round.",
 )
 
-# %% ../nbs/93_puzzles.ipynb #4f7b9d2a
+# %% ../nbs/93_puzzles.ipynb #4f7b9d29
 def judge_image(kernel, img):
     "What is wrong with an image that doesn't tell the two apart, and both maps."
     kernels = {"correlation": kernel, "true convolution": kernel.flip(0, 1)}
@@ -586,7 +586,7 @@ def judge_image(kernel, img):
     many = f"gave an image with {n} pixels that aren't 0; one was asked for."
     return "gave an image for which both maps are the same." if n == 1 else many, maps
 
-
+# %% ../nbs/93_puzzles.ipynb #4f7b9d2a
 puzzles["telling_image"] = Puzzle(
     lopsided_kernel,
     "One bright pixel shows the whole kernel. Around it, a correlation writes the kernel turned "
