@@ -470,7 +470,7 @@ def tell(slow, puzzle, trials):
         last = max((t for t in trials[:120] if size_of(t)[0] < 20), key=telling)
     show_trial(slow, last)
 
-
+# %% ../nbs/93_puzzles.ipynb #d247c9fa
 def show_trial(slow, trial):
     "Show the figure of a trial, with its numbers as alt text."
     from IPython.display import display
