@@ -390,7 +390,7 @@ def find_windows(slow, trial, wanted, came):
     window[place] = 1
     return window, made_of(slow, trial.inputs, place)
 
-
+# %% ../nbs/93_puzzles.ipynb #ff03be71
 def draw_trial(slow, trial, title="yours"):
     "The figure of one input and what came of it, with its alt text."
     puzzle = puzzles[slow.__name__.removesuffix("_slow")]
