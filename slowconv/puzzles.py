@@ -298,11 +298,11 @@ def draw_numbers(ax, x, y, t, vmax, wrong=None, window=None, padding=0):
     for place in itertools.product(*map(range, blocks.shape)):
         (left, top), v = corner(x, y, blocks, place), blocks[place].item()
         color = signed_colors(0.5 + v / vmax / 3.2) if t.numel() > 1 and math.isfinite(v) else "w"
-        frame = {"ec": "black", "lw": 2, "zorder": 3} if wrong[place] else {}
         if not inside[place]:
             draw_box(ax, left, top, ec="0.5", hatch="///")
             continue
-        draw_box(ax, left, top, fc=color, **frame)
+        draw_box(ax, left, top, fc=color)
+        draw_box(ax, left, top, ec="black", lw=2 * wrong[place].item(), zorder=5)
         text = str(v) if isinstance(v, bool) else f"{round(v, 4) + 0.0:.4g}"
         text, size = (text, 10) if len(text) < 6 else (f"{v:.2f}", 8)
         ax.text(left + 0.5, top + 0.5, text, ha="center", va="center", size=size)
@@ -330,7 +330,7 @@ def draw_window(ax, x, y, mask):
         places = mask[o, c].nonzero()
         (row, col), (down, right) = places.amin(0).tolist(), places.amax(0).tolist()
         at, size = corner(x, y, mask, (o, c, row, col)), (right - col + 1, down - row + 1)
-        draw_box(ax, *at, *size, ec="tab:orange", lw=3.5, zorder=4)
+        draw_box(ax, *at, *size, ec="tab:orange", lw=4.5, zorder=4)
 
 # %% ../nbs/93_puzzles.ipynb #bc837e3b
 def draw_row(ax, y, panels):
@@ -366,7 +366,7 @@ def outputs_row(wanted, came, window, title, padding=0):
     draw = partial(draw_numbers, vmax=get_vmax(torch.cat(shown)), window=window, padding=padding)
     if wanted is None or came is None:
         one, t = ("wanted", wanted) if came is None else (title, came)
-        return [(one, partial(draw, t=t))]
+        return [] if t is None else [(one, partial(draw, t=t))]
     alike, wrong = wanted.shape == came.shape, ~same(came, wanted)
     if alike and not wrong.any() and (came.dtype == wanted.dtype or not wanted.ndim):
         return [(title, partial(draw, t=came))]
@@ -390,7 +390,7 @@ def find_windows(slow, trial, wanted, came):
     window[place] = 1
     return window, made_of(slow, trial.inputs, place)
 
-
+# %% ../nbs/93_puzzles.ipynb #ff03be71
 def draw_trial(slow, trial, title="yours"):
     "The figure of one input and what came of it, with its alt text."
     puzzle = puzzles[slow.__name__.removesuffix("_slow")]
@@ -408,7 +408,7 @@ def draw_trial(slow, trial, title="yours"):
     for row in rows:
         wide, tall = draw_row(ax, height, row)
         width, height = max(width, wide), height + tall + 1.2
-    width, height = width + 0.4, height + 1 - top
+    width, height = width + 0.4, height - 0.2 - top
     ax.set(xlim=(-0.4, width - 0.4), ylim=(height + top - 0.7, top - 0.7))
     ax.set_axis_off()
     ax.figure.set_size_inches(width / 2, height / 2)
@@ -470,16 +470,16 @@ def tell(slow, puzzle, trials):
         last = max((t for t in trials[:120] if size_of(t)[0] < 20), key=telling)
     show_trial(slow, last)
 
-
+# %% ../nbs/93_puzzles.ipynb #d247c9fa
 def show_trial(slow, trial):
     "Show the figure of a trial, with its numbers as alt text."
     from IPython.display import display
 
-    wanted, judged = {"wanted": trial.wanted}, puzzles[slow.__name__.removesuffix("_slow")].judged
+    judged = puzzles[slow.__name__.removesuffix("_slow")].judged
     if judged:
         with contextlib.suppress(Exception):  # what came may be anything
-            wanted = judged(*trial.inputs.values(), trial.came)[1]
-            trial = trial._replace(wanted=wanted)
+            trial = trial._replace(wanted=judged(*trial.inputs.values(), trial.came)[1])
+    wanted = (trial.wanted or {}) if judged else {"wanted": trial.wanted}
     draw_trial(slow, trial)
     values = {**trial.inputs, **wanted, "yours": trial.came}
     numbers = {k: getattr(as_numbers(v), "tolist", lambda v=v: v)() for k, v in values.items()}
@@ -577,7 +577,7 @@ puzzles["true_conv"] = Puzzle(
     "learns its kernels, and would learn them the other way round.",
 )
 
-# %% ../nbs/93_puzzles.ipynb #4f7b9d2a
+# %% ../nbs/93_puzzles.ipynb #4f7b9d29
 def judge_image(kernel, img):
     "What is wrong with an image that doesn't tell the two apart, and both maps."
     kernels = {"correlation": kernel, "true convolution": kernel.flip(0, 1)}
@@ -586,7 +586,7 @@ def judge_image(kernel, img):
     many = f"gave an image with {n} pixels that aren't 0; one was asked for."
     return "gave an image for which both maps are the same." if n == 1 else many, maps
 
-
+# %% ../nbs/93_puzzles.ipynb #4f7b9d2a
 puzzles["telling_image"] = Puzzle(
     lopsided_kernel,
     "One bright pixel shows the whole kernel. Around it, a correlation writes the kernel turned "

@@ -226,6 +226,30 @@ def test_what_is_no_answer_gets_a_line(name, text, line, made, capsys):
     assert plt.get_fignums()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "line", "drawn"),
+    [
+        ("telling_image", "return torch.eye(3)[:2, :2] * 1", "2 pixels that aren't 0; one was asked for", ["correlation", "true convolution"]),
+        ("telling_image", "return F.pad(torch.ones(1, 1), (0, kernel.shape[1] - 1, 0, len(kernel) - 1))", "both maps are the same", ["correlation", "true convolution"]),
+        ("telling_image", "pass", "gave NoneType None", []),
+        ("relu_gradient", "return x > 0", "gave bools; floats (torch.float32) were wanted", ["wanted"]),
+        ("im2col", "return torch.zeros(0)", "gave a tensor of shape [0]", ["empty"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_and_drawn(name, text, line, drawn, made, capsys):
+    assert check(*made(body(name, text))) is False
+    assert line in capsys.readouterr().out
+    assert set(drawn) <= {t.get_text() for t in plt.gca().texts}
+
+
+def test_the_frame_is_on_a_number_that_is_not_0(made):
+    slow, inputs = made(stubs["relu_gradient"])[1], {"x": torch.tensor([1.0, 0]), "gy": count(2)}
+    gives = slow(**inputs)
+    trial = module.Trial(inputs, gives, gives)
+    window, masks = module.find_windows(slow, trial, gives, gives)
+    assert [m.tolist() for m in (window, masks["x"].bool(), masks["gy"].bool())] == [[1, 0]] * 3
+
+
 def test_wrong_arguments_get_a_line(made, capsys):
     assert check(*made("def window_sum(img):\n    return img.sum()\n")) is False
     assert "could not be called. TypeError" in capsys.readouterr().out
