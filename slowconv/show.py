@@ -203,7 +203,7 @@ def show_map(
     m = as_image(m, "show_map")
     vmax = vmax or get_vmax(m)
     ax = show_image(m, ax, title, cmap=signed_colors, vmin=-vmax, vmax=vmax, **kwargs)
-    outline = {"fill": False, "ec": "0.6", "lw": 0.5, "clip_on": False}
+    outline = {"fill": False, "ec": "0.6", "lw": 1}  # the outer half is cut off
     ax.add_patch(plt.Rectangle((-0.5, -0.5), *m.shape[::-1], **outline))
     return ax
 
