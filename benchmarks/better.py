@@ -24,7 +24,6 @@ from torch import nn, optim
 from torch.utils.data import DataLoader
 
 from slowconv.better import FlipShift, Normalize, Residual, changes, cycle, get_best_model, shifts
-from slowconv.better import with_batchnorm as normed
 from slowconv.convs import get_model
 from slowconv.data import ColumnDataset, DataLoaders, fashion_collate, load_images
 from slowconv.fast import FastNet
@@ -57,7 +56,7 @@ controls = {
     "best without flips": {"make": new, "augment": shifts},
     "best without flips and shifts": {"make": new},
     "lesson 04's network": {"augment": augment},
-    "lesson 04's with BatchNorm": {"make": lambda: normed(get_model()), "augment": augment},
+    "lesson 04's with BatchNorm": changes["BatchNorm"] | {"augment": augment},
     "lesson 04's, 32 epochs": {"augment": augment, "epochs": 32},
     "lesson 04's without flips": {"augment": shifts},
     "lesson 04's without flips and shifts": {},
