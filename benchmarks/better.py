@@ -60,6 +60,7 @@ controls = {
     "lesson 04's, 32 epochs": {"augment": augment, "epochs": 32},
     "lesson 04's without flips": {"augment": shifts},
     "lesson 04's without flips and shifts": {},
+    "lesson 04's without flips and shifts, 32 epochs": {"epochs": 32},
 }
 recipe = {"opt": optim.AdamW, "sched": partial(cycle, pct_start=0.2)}  # as in best.py
 controls = {name: row | recipe for name, row in controls.items()}
