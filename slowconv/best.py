@@ -8,6 +8,7 @@ __all__ = ['separable', 'Residual', 'residual_net', 'get_best_model']
 # %% ../nbs/12_best.ipynb #12000001
 from importlib.resources import files
 
+import torch
 from safetensors.torch import load
 from torch import nn
 

@@ -17,6 +17,13 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from .convs import conv, def_device, get_model, init_weights
 
+# %% ../nbs/06_better.ipynb #06000090
+def interval(diffs):
+    "The mean of five differences, and how far its 95% interval reaches to each side"
+    diffs = torch.tensor(list(diffs), dtype=torch.float64)
+    assert len(diffs) == 5
+    return diffs.mean().item(), 2.776 * diffs.std().item() / 5**0.5
+
 # %% ../nbs/06_better.ipynb #06000009
 def default_start():
     "`get_model` with the weights that PyTorch gives it"
@@ -136,3 +143,20 @@ changes = {
     "AdamW + one cycle + shifts": adam_cycle | {"augment": shifts},
     "AdamW + one cycle + flips": adam_cycle | {"augment": flips},
 }
+
+# %% ../nbs/06_better.ipynb #06000091
+def show_differences(found, ax, labels=None, low=None):
+    "Mean differences and their intervals, blue or red if they leave out zero; an arrow if below `low`"
+    for i, (mean, half) in enumerate(found.values()):
+        color = "0.6" if abs(mean) <= half else "C0" if mean > 0 else "C3"
+        if low is None or mean > low:
+            ax.errorbar(mean, i, xerr=half, fmt="o", color=color, capsize=4, ms=7)
+        else:
+            ax.plot(low + 0.15, i, "<", color=color, ms=9)
+        row = {"transform": ax.get_yaxis_transform(), "va": "center"}
+        ax.text(1.02, i, f"{mean:+.1f} ± {half:.1f}", color=color, **row)
+    ax.axvspan(-1, 1, color="0.93", zorder=0)
+    ax.axvline(0, color="k", lw=1)
+    ax.set_yticks(range(len(found)), labels or list(found))
+    ax.set_xlim(left=low)
+    ax.invert_yaxis()
