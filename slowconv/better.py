@@ -158,5 +158,4 @@ def show_differences(found, ax, labels=None, low=None):
     ax.axvspan(-1, 1, color="0.93", zorder=0)
     ax.axvline(0, color="k", lw=1)
     ax.set_yticks(range(len(found)), labels or list(found))
-    ax.set_xlim(left=low)
-    ax.invert_yaxis()
+    ax.set(xlim=(low, None), ylim=(len(found) - 0.5, -0.5))
