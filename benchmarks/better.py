@@ -1,4 +1,4 @@
-"""The runs of lessons 06 and 12: single changes to lesson 04's network, and the best one without this or that.
+"""The runs of lessons 06 and 12: single changes to lesson 04's network, and the best without this or that.
 
     python benchmarks/better.py changes    # six epochs each: half an hour on one core
     python benchmarks/better.py controls   # six epochs each: an hour
