@@ -40,8 +40,8 @@ def no_residuals():
     return model
 
 
-def no_batchnorm():
-    model = new()
+def no_batchnorm(make):
+    model = make()
     for m in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
         for i, bn in enumerate(m):
             if isinstance(bn, nn.BatchNorm2d):
@@ -53,7 +53,11 @@ new, augment = partial(get_best_model, trained=False), partial(FlipShift, 1)
 controls = {
     "best network": {"make": new, "augment": augment},
     "best without residuals": {"make": no_residuals, "augment": augment},
-    "best without BatchNorm": {"make": no_batchnorm, "augment": augment},
+    "best without BatchNorm": {"make": partial(no_batchnorm, new), "augment": augment},
+    "best without residuals and BatchNorm": {
+        "make": partial(no_batchnorm, no_residuals),
+        "augment": augment,
+    },
     "best without flips": {"make": new, "augment": shifts},
     "best without flips and shifts": {"make": new},
     "lesson 04's network": {"augment": augment},

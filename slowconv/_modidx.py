@@ -25,7 +25,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'slowconv.better.interval': ('better.html#interval', 'slowconv/better.py'),
                                  'slowconv.better.mean_head': ('better.html#mean_head', 'slowconv/better.py'),
                                  'slowconv.better.network': ('better.html#network', 'slowconv/better.py'),
-                                 'slowconv.better.no_dead': ('better.html#no_dead', 'slowconv/better.py'),
                                  'slowconv.better.pooled_head': ('better.html#pooled_head', 'slowconv/better.py'),
                                  'slowconv.better.show_differences': ('better.html#show_differences', 'slowconv/better.py'),
                                  'slowconv.better.with_batchnorm': ('better.html#with_batchnorm', 'slowconv/better.py')},

@@ -111,14 +111,11 @@ def dense_head():
 def mean_head():
     return network(4, 8, 16, 16, head=[pooled_head(16)])
 
-
-def no_dead():
-    return network(4, 8, 17, 19, head=[nn.Conv2d(19, 10, 2), nn.Flatten()])
-
 # %% ../nbs/06_better.ipynb #06000040
 momentum = partial(optim.SGD, momentum=0.9)
 cycle = partial(OneCycleLR, cycle_momentum=False)  # the learning rate only
-shifts, flips = partial(FlipShift, 1, flip=False), partial(FlipShift, 0)
+flips = partial(FlipShift, 0)
+shifts, shifts_2, shifts_4 = (partial(FlipShift, n, flip=False) for n in (1, 2, 4))
 adam_cycle = {"opt": optim.AdamW, "sched": cycle}
 changes = {
     "lesson 04": {},
@@ -128,34 +125,33 @@ changes = {
     "one cycle": {"sched": cycle},
     "inputs standardised": {"make": lambda: nn.Sequential(Normalize(0.286, 0.353), get_model())},
     "BatchNorm": {"make": lambda: with_batchnorm(get_model())},
-    "shifts": {"augment": shifts},
     "flips": {"augment": flips},
-    "shifts up to 4": {"augment": partial(FlipShift, 4, flip=False)},
-    "dense head": {"make": dense_head},
-    "mean head": {"make": mean_head},
-    "no dead weights": {"make": no_dead},
+    "shifts up to 1": {"augment": shifts},
+    "shifts up to 4": {"augment": shifts_4},
     "batches of 64": {"bs": 64},
     "batches of 1,024": {"bs": 1024},
+    "dense head": {"make": dense_head},
+    "mean head": {"make": mean_head},
     "momentum + one cycle": {"opt": momentum, "sched": OneCycleLR},
     "AdamW + one cycle": adam_cycle,
-    "AdamW + one cycle + its momentum": {"opt": optim.AdamW, "sched": OneCycleLR},
     "AdamW + one cycle + BatchNorm": adam_cycle | {"make": lambda: with_batchnorm(get_model())},
-    "AdamW + one cycle + shifts": adam_cycle | {"augment": shifts},
     "AdamW + one cycle + flips": adam_cycle | {"augment": flips},
+    "AdamW + one cycle + shifts up to 1": adam_cycle | {"augment": shifts},
+    "AdamW + one cycle + shifts up to 2": adam_cycle | {"augment": shifts_2},
+    "AdamW + one cycle + shifts up to 4": adam_cycle | {"augment": shifts_4},
 }
 
 # %% ../nbs/06_better.ipynb #06000091
-def show_differences(found, ax, labels=None, low=None):
-    "Mean differences and their intervals, blue or red if they leave out zero; an arrow if below `low`"
+def show_differences(found, ax, low=None):
+    "Mean differences and their intervals, blue or red if they leave out zero; an arrow where one goes below `low`"
     for i, (mean, half) in enumerate(found.values()):
-        color = "0.6" if abs(mean) <= half else "C0" if mean > 0 else "C3"
-        if low is None or mean > low:
-            ax.errorbar(mean, i, xerr=half, fmt="o", color=color, capsize=4, ms=7)
-        else:
+        color = "0.5" if abs(mean) <= half else "C0" if mean > 0 else "C3"
+        ax.errorbar(mean, i, xerr=half, fmt="o", color=color, capsize=4, ms=7)
+        if low is not None and mean - half < low:
             ax.plot(low + 0.15, i, "<", color=color, ms=9)
         row = {"transform": ax.get_yaxis_transform(), "va": "center"}
         ax.text(1.02, i, f"{mean:+.1f} ± {half:.1f}", color=color, **row)
     ax.axvspan(-1, 1, color="0.93", zorder=0)
     ax.axvline(0, color="k", lw=1)
-    ax.set_yticks(range(len(found)), labels or list(found))
+    ax.set_yticks(range(len(found)), list(found))
     ax.set(xlim=(low, None), ylim=(len(found) - 0.5, -0.5))
