@@ -33,7 +33,7 @@ def separable(
 
 # %% ../nbs/12_best.ipynb #8368860c
 class Residual(nn.Sequential):
-    "Layers that keep the shape; what they give is added to what came in (arxiv.org/abs/1512.03385)."
+    "Add what the layers give to what came in: a simpler block than that of arxiv.org/abs/1512.03385."
 
     def forward(self, x):
         return x + super().forward(x)

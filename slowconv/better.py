@@ -132,7 +132,7 @@ changes = {
     "batches of 1,024": {"bs": 1024},
     "dense head": {"make": dense_head},
     "mean head": {"make": mean_head},
-    "momentum + one cycle": {"opt": momentum, "sched": OneCycleLR},
+    "momentum + one cycle": {"opt": momentum, "sched": cycle},
     "AdamW + one cycle": adam_cycle,
     "AdamW + one cycle + BatchNorm": adam_cycle | {"make": lambda: with_batchnorm(get_model())},
     "AdamW + one cycle + flips": adam_cycle | {"augment": flips},
