@@ -168,7 +168,7 @@ def meet(size, ks, stride, pad):
 # %% ../nbs/10_fast.ipynb #21516712
 @lru_cache
 def make_plan(layers, size):
-    "The four sums of each layer, [layers,4], and the pairs that they run over; and the outputs' size."
+    "The four sums of each layer, [layers,4], and the pairs they run over; outputs' size; a block's length."
     table, met, n, w, i, below, (channels, *hw) = [], [], 0, 0, 0, False, size
     for ni, nf, ks, stride, pad, relu in layers:
         (out, pix, tap), hw_out = meet(hw, ks, stride, pad)
@@ -193,12 +193,14 @@ def make_plan(layers, size):
     table, (target, *pairs) = np.rec.fromrecords(table, names=names), np.concatenate(met, 1)
     order = np.argsort(target, kind="stable")
     starts, pairs = np.searchsorted(target[order], range(n + 1)), np.stack(pairs, 1)[order]
-    return (table.reshape(-1, 4), starts, pairs), (channels, *hw)
+    numbers = i + channels * math.prod(hw) * IMAGES  # of all maps of a block
+    return (table.reshape(-1, 4), starts, pairs), (channels, *hw), numbers
 
 # %% ../nbs/10_fast.ipynb #26168d77
 @compiled
-def convolve_tiles(rows, s, block, gates, weights, zeros, ones, starts, pairs):
+def convolve_tiles(rows, s, block, gates, weights, rest):
     "Sum s, as many channels at a time as `rows` is long, each for all images of the block."
+    zeros, ones, starts, pairs = rest
     step = s.targets * IMAGES  # from one channel to the next
     for t in range(s.targets):
         for c in range(0, s.channels, len(rows)):
@@ -267,8 +269,9 @@ def products(plan):
 
 # %% ../nbs/10_fast.ipynb #82948a21
 @compiled
-def weight_grad_tiles(rows, cols, both, lanes, s, gw, gy, x, zeros, starts, pairs):
+def weight_grad_tiles(tile, s, gw, gy, x, rest):
     "Sum s, a few filters times a few channels at a time: gradients, summed over the block's images."
+    (rows, cols, both, lanes), (zeros, _, starts, pairs) = tile, rest
     channels, depth = s.channels, s.depth
     for k in range(s.targets):
         for a in range(0, channels, len(rows)):
@@ -290,45 +293,55 @@ def weight_grad_tiles(rows, cols, both, lanes, s, gw, gy, x, zeros, starts, pair
 @compiled
 def weight_grad(s, *args):  # four filters times four channels, if there are as many
     if s.channels < 4:
-        weight_grad_tiles(ONE, ONE, ONE, FULL, s, *args)
+        weight_grad_tiles((ONE, ONE, ONE, FULL), s, *args)
     elif s.depth < 4:
-        weight_grad_tiles(FOUR, ONE, FOUR, FULL, s, *args)
+        weight_grad_tiles((FOUR, ONE, FOUR, FULL), s, *args)
     else:
-        weight_grad_tiles(FOUR, FOUR, SIXTEEN, REGISTER, s, *args)
+        weight_grad_tiles((FOUR, FOUR, SIXTEEN, REGISTER), s, *args)
 
 # %% ../nbs/10_fast.ipynb #873b25cd
+@compiled
+def block_forward(here, weights, table, rest):
+    "A block's images, at the beginning of `here`, through all layers; each layer's maps stay in `here`."
+    for n in range(len(table)):
+        convolve(table[n, 0], here, here, weights, rest)
+
+
+@compiled
+def block_backward(gw, grads, here, weights, table, rest, inputs):
+    "The outputs' gradient, at the end of `grads`, back through all layers; the weights' goes into gw."
+    for n in range(len(table) - 1, -1, -1):
+        weight_grad(table[n, 2], gw, grads, here, rest)
+        weight_grad(table[n, 3], gw, grads, rest[1], rest)
+        if n > 0 or inputs:
+            convolve(table[n, 1], grads, here, weights, rest)
+
+
 @parallel
 def forward(y, maps, x, weights, table, starts, pairs):
     "The images x [N,P] through all layers, to y [N,Q]; keeps the feature maps in `maps`, a row a block."
-    zeros, ones = np.zeros(IMAGES, x.dtype), np.ones(IMAGES, x.dtype)
+    rest = np.zeros(IMAGES, x.dtype), np.ones(IMAGES, x.dtype), starts, pairs
     for b in prange(len(maps)):
-        here = maps[b]
-        pack(here, x, b)
-        for n in range(len(table)):
-            convolve(table[n, 0], here, here, weights, zeros, ones, starts, pairs)
-        unpack(y, here[table[-1, 0].at :], b)
+        pack(maps[b], x, b)
+        block_forward(maps[b], weights, table, rest)
+        unpack(y, maps[b][table[-1, 0].at :], b)
 
 
 @parallel
 def backward(gweights, gx, gy, maps, weights, table, starts, pairs):
     "From gy [N,Q] to the gradients of all weights, a row a block, and to gx [N,P], if it is not empty."
-    zeros, ones = np.zeros(IMAGES, gy.dtype), np.ones(IMAGES, gy.dtype)
+    rest = np.zeros(IMAGES, gy.dtype), np.ones(IMAGES, gy.dtype), starts, pairs
     for b in prange(len(maps)):
-        here, gw, grads = maps[b], gweights[b], np.empty_like(maps[b])
+        grads = np.empty_like(maps[b])
         pack(grads[table[-1, 0].at :], gy, b)
-        for n in range(len(table) - 1, -1, -1):
-            weight_grad(table[n, 2], gw, grads, here, zeros, starts, pairs)
-            weight_grad(table[n, 3], gw, grads, ones, zeros, starts, pairs)
-            if n > 0 or len(gx):
-                convolve(table[n, 1], grads, here, weights, zeros, ones, starts, pairs)
+        block_backward(gweights[b], grads, maps[b], weights, table, rest, len(gx) > 0)
         if len(gx):
             unpack(gx, grads, b)
 
 # %% ../nbs/10_fast.ipynb #8eeeeedd
 class _Convs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weights, plan, size):
-        numbers = plan[0]["at"][-1, 0] + math.prod(size) * IMAGES
+    def forward(ctx, x, weights, plan, size, numbers):
         # the largest array first: each step then finds it where it was, and needs no new memory
         maps = x.new_empty(-(-len(x) // IMAGES), numbers)
         y = x.new_empty(len(x), *size)
@@ -345,7 +358,7 @@ class _Convs(torch.autograd.Function):
         gweights = weights.new_empty(len(maps), len(weights))
         gy = gy.flatten(1).contiguous()
         on_threads(backward, gweights, gx.flatten(1), gy, maps, weights, *ctx.plan)
-        return gx if needed else None, gweights.sum(0), None, None
+        return gx if needed else None, gweights.sum(0), None, None, None
 
 # %% ../nbs/10_fast.ipynb #aeb41b1d
 def _flat(m):
@@ -387,7 +400,13 @@ class FastNet(nn.Module):
         self.layers = tuple((*sizes(c), relu) for c, relu in convs)
         self.weights = nn.Parameter(parameters_to_vector(params).detach())
         vector_to_parameters(self.weights.detach(), params)
+        self.register_buffer("velocity", torch.zeros_like(self.weights), persistent=False)
         self.tail = nn.Sequential(*tail)
+
+    def _apply(self, fn, *args):  # what .to() and .double() call
+        if fn(self.weights) is not self.weights:
+            raise TypeError("FastNet: its weights are the model's; convert that, and make a new FastNet")
+        return super()._apply(fn, *args)
 
     def plan(self, size):  # of an image: (channels, rows, columns)
         return make_plan(self.layers, tuple(size))
@@ -397,3 +416,78 @@ class FastNet(nn.Module):
             kind = f"{x.dtype} {list(x.shape)} on {x.device}"
             raise ValueError(f"FastNet: {kind}; expected {self.weights.dtype} [N,C,H,W] on the CPU")
         return self.tail(_Convs.apply(x, self.weights, *self.plan(x.shape[1:])))
+
+    def train_epoch(self, images, labels, lr, momentum=0.0, bs=256):  # the loss of each step
+        """SGD over `images`, uint8 [N,C,H,W] (divided by 255), in random order; `lr` may be one for each
+        step. For networks that end in a number for each class, of `labels`, int64 [N]."""
+        plan, (classes, *hw), numbers = self.plan(images.shape[1:])
+        if hw != [1, 1] or not all(isinstance(m, nn.Flatten) for m in self.tail):
+            raise ValueError(f"FastNet: maps of {hw}, then {self.tail}; expected [1, 1], then Flatten")
+        if images.dtype != torch.uint8 or len(labels) != len(images):
+            found = f"{len(images)} images of {images.dtype}, {len(labels)} labels"
+            raise ValueError(f"FastNet: {found}; expected as many, and images of torch.uint8")
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"FastNet: label {labels.max()}; expected 0 to {classes - 1}")
+        lrs = torch.as_tensor(lr, dtype=self.weights.dtype).expand(-(-len(images) // bs))
+        order, losses = torch.randperm(len(images)), torch.empty_like(lrs)
+        scratch = self.weights.new_empty(torch.get_num_threads(), 2, numbers)
+        data = images.flatten(1).numpy(), labels.numpy(), order.numpy(), bs
+        arrays = losses, lrs, momentum, self.weights, self.velocity, data, scratch
+        on_threads(train_steps, *arrays, plan)
+        return losses
+
+# %% ../nbs/10_fast.ipynb #4d0600de
+@compiled
+def gather(block, images, idx, floats):
+    "Fill a block with `images[idx]`, bytes [N,P]; if there are too few, they're repeated."
+    for i in range(0, IMAGES, 4):
+        a, b = images[idx[i % len(idx)]], images[idx[(i + 1) % len(idx)]]
+        c, d = images[idx[(i + 2) % len(idx)]], images[idx[(i + 3) % len(idx)]]
+        for p in range(images.shape[1]):
+            at = p * IMAGES + i
+            block[at], block[at + 1] = floats[a[p]], floats[b[p]]
+            block[at + 2], block[at + 3] = floats[c[p]], floats[d[p]]
+
+# %% ../nbs/10_fast.ipynb #e97d29b3
+@compiled
+def cross_entropy(gy, y, labels, n):
+    "A block's loss, summed, from its logits y [C,IMAGES]; the gradient of the mean over n images goes to gy."
+    top, total, loss = y[:IMAGES].copy(), np.zeros(IMAGES, y.dtype), 0.0
+    for k in range(len(y)):
+        top[k % IMAGES] = max(top[k % IMAGES], y[k])
+    for k in range(len(y)):  # without its largest logit, no exponential is too large
+        gy[k] = math.exp(y[k] - top[k % IMAGES])
+        total[k % IMAGES] += gy[k]
+    for k in range(len(y)):  # images that are only there to fill the block have no gradient
+        gy[k] *= (k % IMAGES < len(labels)) / (total[k % IMAGES] * n)
+    for i, label in enumerate(labels):
+        k = label * IMAGES + i
+        loss += math.log(total[i]) + top[i] - y[k]
+        gy[k] -= 1 / n
+    return loss
+
+# %% ../nbs/10_fast.ipynb #bd4646e9
+@parallel
+def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
+    "A step of SGD for each of `lrs`; `data`: images, bytes [N,P], labels [N], their order, batch size."
+    (images, labels, order, bs), (table, starts, pairs), last = data, plan, plan[0][-1, 0].at
+    zeros, ones = np.zeros(IMAGES, weights.dtype), np.ones(IMAGES, weights.dtype)
+    rest, floats = (zeros, ones, starts, pairs), (np.arange(256) / 255).astype(weights.dtype)
+    loss, gweights = np.empty(bs), np.empty((-(-bs // IMAGES), len(weights)), weights.dtype)
+    for step in range(len(lrs)):
+        batch = order[step * bs : (step + 1) * bs]
+        blocks = -(-len(batch) // IMAGES)
+        for thread in prange(len(scratch)):
+            here, grads = scratch[thread]
+            for b in range(thread, blocks, len(scratch)):
+                idx = batch[b * IMAGES : (b + 1) * IMAGES]
+                gather(here, images, idx, floats)
+                block_forward(here, weights, table, rest)
+                loss[b] = cross_entropy(grads[last:], here[last:], labels[idx], len(batch))
+                block_backward(gweights[b], grads, here, weights, table, rest, False)
+        losses[step] = loss[:blocks].sum() / len(batch)
+        for w in range(len(weights)):
+            velocity[w] *= momentum
+            for b in range(blocks):
+                velocity[w] += gweights[b, w]
+            weights[w] -= lrs[step] * velocity[w]
