@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from .kernels import left_edge, top_edge
-from .show import as_image, show_image, show_map, show_numbers
+from .show import as_image, gif_palette, show_image, show_map, show_numbers, show_pixels
 
 # %% ../nbs/91_explore.ipynb #730a4528
 usual_kernels = {
@@ -96,48 +96,104 @@ def _start(fmap, at):
 # %% ../nbs/91_explore.ipynb #dfcdcd16
 def _data(e):
     "What an explorer hands to its page."
-    images, kernels = [], []
+    images = []
     for im, title in zip(e.images, e.titles, strict=True):
         levels = (im * 255).round().clamp(0, 255)
         key, data = ("u8", levels.byte()) if torch.equal(levels / 255, im) else ("f32", im)
         code = base64.b64encode(data.numpy().tobytes()).decode()
         images.append({"title": str(title), "h": im.shape[0], "w": im.shape[1], key: code})
-    for title, k in e.kernels.items():
-        rows = [[float(f"{v:.8g}") for v in row] for row in k.tolist()]
-        kernels.append({"title": str(title), "rows": rows})
+    kernels = [{"title": str(title), "rows": k.tolist()} for title, k in e.kernels.items()]
     chosen = [torch.equal(e.kernel, k) for k in e.kernels.values()].index(True)
     start = {"kernel": chosen, "row": e.at[0], "col": e.at[1], **e.settings}
     return {"images": images, "kernels": kernels, "panels": e.panels, **start}
 
 # %% ../nbs/91_explore.ipynb #a1100013
+def _note(e):
+    "What is said below the picture."
+    said = [f"{name} {v}" for name, v in e.settings.items() if name in e.panels]
+    said += ["dashed: the next windows"] * ("stride" in e.panels)
+    said += [f"striped: {(~e.seen).sum()} pixels that no window reads"] * (not e.seen.all())
+    names = ", ".join(map(str, e.kernels))
+    said += [f"{len(e.kernels)} kernels to choose from: {names}"] * (len(e.kernels) > 1)
+    return "; ".join(said)
+
+
 def _text(e):
     "What a screen reader says of the picture."
     (h, w), (kh, kw), (mh, mw) = e.images[0].shape, e.kernel.shape, e.map.shape
     return (
         f"A convolution: an image of {h} by {w} pixels, a kernel of {kh} by {kw} numbers, and their "
-        f"feature map of {mh} by {mw}. The framed window's answer is {e.map[e.at]:.2f}."
-    )
+        f"feature map of {mh} by {mw}. The framed window's answer is {e.map[e.at]:z.2f}."
+    ) + f" It says: {_note(e)}." * bool(_note(e))
+
+# %% ../nbs/91_explore.ipynb #a1100022
+def _frame(ax, x, y, w, h, **kwargs):
+    kwargs = {"fill": False, "ec": "tab:orange", "lw": 2, "clip_on": False, **kwargs}
+    ax.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, **kwargs))
 
 
+def _draw_image(e, ax):
+    (row, col), (stride, p, dilation), (h, w) = e.at, e.settings.values(), e.images[0].shape
+    show_image(F.pad(e.images[0], (p,) * 4), ax, f"image, {h} × {w}")
+    _frame(ax, 0, 0, w + 2 * p, h + 2 * p, ec="gray", lw=1)
+    for y, x in (~F.pad(e.seen, (p,) * 4)).nonzero().tolist():
+        color = "#7a35d8" if p <= y < p + h and p <= x < p + w else "gray"
+        _frame(ax, x, y, 1, 1, ec=color, lw=0, hatch="////")
+    near = [(row, col + 1, "--"), (row + 1, col, "--")] * ("stride" in e.panels)
+    size = [dilation * (k - 1) + 1 for k in e.kernel.T.shape]
+    for r, c, ls in [*near, (row, col, "-")]:
+        if r < e.map.shape[0] and c < e.map.shape[1]:
+            _frame(ax, c * stride, r * stride, *size, ls=ls)
+
+
+def _draw_map(e, ax):
+    (h, w), (mh, mw), p = e.images[0].shape, e.map.shape, e.settings["padding"]
+    left, vmax = (mw - w - 1) / 2 - p, e.map.abs().max().item()
+    show_map(e.map, ax, f"feature map, {mh} × {mw}")
+    _frame(ax, e.at[1], e.at[0], 1, 1)
+    ax.axis((left, left + w + 2 * p, h + 2 * p - 0.5, -0.5))
+    bar = {"location": "bottom", "shrink": 0.7, "aspect": 30, "panchor": False}
+    ax.figure.colorbar(ax.images[0], ax=ax, ticks=(-vmax, 0, vmax), format="{x:.2f}", **bar)
+
+# %% ../nbs/91_explore.ipynb #a1100024
+def _draw_matrix(e, axs, columns, at):
+    (kk, n), first = columns.shape, max(min(at - 4, columns.shape[1] - 8), 0)
+    show_image(columns, axs["s"], f"all {n} windows, a column each", aspect="auto")
+    draw, kwargs = (show_pixels, {"fmt": ".2f"}) if kk < 10 else (show_image, {})
+    draw(columns[:, first : first + 8], axs["c"], "some of them", **kwargs)
+    axs["c"].set_aspect("auto")
+    _frame(axs["s"], first, 0, min(n, 8), kk)
+    _frame(axs["c"], at - first, 0, 1, kk)
+
+# %% ../nbs/91_explore.ipynb #a1100026
 def _png(e):
-    "Image, kernel and feature map as a PNG, the window and its answer framed."
-    image, (row, col), (stride, padding, dilation) = e.images[0], e.at, e.settings.values()
-    fig = Figure(figsize=(7.6, 2.7), dpi=100, layout="constrained")
-    axs = fig.subplots(1, 3, width_ratios=(4, 3, 4), subplot_kw={"anchor": "N"})
-    padded = F.pad(image, (padding,) * 4, value=torch.nan)
-    show_image(padded, axs[0], "image", vmin=min(image.min(), 0), vmax=max(image.max(), 1))
-    hatched = {"hatch": "///", "fc": "w", "ec": "silver", "zorder": -1}
-    axs[0].add_patch(Rectangle((-0.5, -0.5), *padded.T.shape, **hatched))
-    draw = show_map if e.kernel.shape[1] > 3 else show_numbers
-    draw(e.kernel.round(decimals=2), axs[1], "kernel")
-    show_map(e.map, axs[2], "feature map")
-    h, w = [dilation * (k - 1) + 1 for k in e.kernel.shape]
-    framed = {"fill": False, "ec": "tab:orange", "lw": 2, "clip_on": False}
-    axs[0].add_patch(Rectangle((col * stride - 0.5, row * stride - 0.5), w, h, **framed))
-    axs[2].add_patch(Rectangle((col - 0.5, row - 0.5), 1, 1, **framed))
-    drawn, small = io.BytesIO(), io.BytesIO()
+    "What the panels show when they open, as a PNG."
+    rows = {"iiiikkkmmmm": 1.8, "iiiipppmmmm" if "products" in e.panels else "iiii...mmmm": 1.8}
+    rows |= {"s" * 11: 0.7, "f" + "c" * 10: 2.6} if "matrix" in e.panels else {}
+    fig = Figure(figsize=(7.6, sum(rows.values())), dpi=100, layout="constrained")
+    grid = {"height_ratios": [*rows.values()], "subplot_kw": {"anchor": "N"}}
+    axs = fig.subplot_mosaic("\n".join(rows), **grid)
+    fig.supxlabel(_note(e), fontsize=10, wrap=True)
+    image, kernel, at = e.images[0], e.kernel, e.at[0] * e.map.shape[1] + e.at[1]
+    columns = F.unfold(image[None], kernel.shape, **e.settings)
+    signed = show_numbers if max(kernel.shape) < 4 else show_map
+    _draw_image(e, axs["i"])
+    signed(kernel.round(decimals=2), axs["k"], f"kernel, in all {round(kernel.sum().item(), 2):zg}")
+    _draw_map(e, axs["m"])
+    if "p" in axs:
+        products = (columns[:, at].view_as(kernel) * kernel).round(decimals=2)
+        signed(products, axs["p"], f"products, in all {e.map[e.at]:z.2f}")
+    if "s" in axs:
+        signed(kernel.reshape(-1, 1).round(decimals=2), axs["f"], "kernel")
+        axs["f"].set_aspect("auto")
+        _draw_matrix(e, axs, columns, at)
+    for name in {"i", "s", "c"} & {*axs}:
+        axs[name].images[0].set_clim(min(image.min(), 0), max(image.max(), 1))
+    drawn, small, palette = io.BytesIO(), io.BytesIO(), gif_palette()
     fig.savefig(drawn)
-    Image.open(drawn).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
+    palette.putpalette([*palette.getpalette(), 122, 53, 216])
+    picture = Image.open(drawn).convert("RGB").quantize(palette=palette, dither=0)
+    picture.save(small, "PNG", optimize=True)
     return small.getvalue(), {"alt": _text(e)}
 
 # %% ../nbs/91_explore.ipynb #a1100016
@@ -149,8 +205,8 @@ def _html(e):
     markup, script = text.split("<script>")
     script = script.replace("MARKUP", json.dumps(markup.strip())).replace("NAME", json.dumps(name))
     data = html.escape(json.dumps(_data(e), separators=(",", ":")))
-    picture = f"data:image/png;base64,{base64.b64encode(_png(e)[0]).decode()}"
-    still = f'<img style="max-width: 100%" alt="{e}" src="{picture}">'
+    picture, alt = base64.b64encode(_png(e)[0]).decode(), html.escape(str(e))
+    still = f'<img style="max-width: 100%" alt="{alt}" src="data:image/png;base64,{picture}">'
     note = "<p>This is a picture. You can touch it in a notebook that has run and is trusted.</p>"
     element = f'{name} data-lm-suppress-shortcuts="true" data-explorer="{data}"'
     return f"<{element}>{still}{note}</{name}>\n<script>{script}"
@@ -181,5 +237,7 @@ class ConvExplorer:
         self.settings = _settings(stride=stride, padding=padding, dilation=dilation)
         self.map = F.conv2d(self.images[0][None], self.kernel[None, None], **self.settings)[0]
         self.at = _start(self.map, at)
+        ones = torch.ones(self.kernel.numel(), self.map.numel())
+        self.seen = F.fold(ones, self.images[0].shape, self.kernel.shape, **self.settings)[0] > 0
 
     __repr__, _repr_png_, _repr_html_ = _text, _png, _html

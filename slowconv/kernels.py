@@ -60,7 +60,6 @@ def out_size(
     ks=3,  # kernel size
     stride=1,  # pixels from one window to the next
     padding=0,  # zeros on each of the two ends
-    dilation=1,  # pixels from one number of the kernel to the next (lesson 08)
 ):  # pixels out, along that side; 0 if not even one window fits
-    "Size of a feature map: floor((n + 2p - d(k-1) - 1)/s) + 1 (Dumoulin & Visin, arXiv 1603.07285)."
-    return max((n + 2 * padding - dilation * (ks - 1) - 1) // stride + 1, 0)
+    "Size of a feature map: floor((n + 2p - k)/s) + 1 (Dumoulin & Visin, arXiv 1603.07285)."
+    return max((n + 2 * padding - ks) // stride + 1, 0)

@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, find, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, NoSuchExample
 
-from .show import get_vmax
+from .show import get_vmax, signed_colors
 
 # %% ../nbs/93_puzzles.ipynb #08a8da4b
 Puzzle = namedtuple("Puzzle", "inputs notice banned draw", defaults=((), None))
@@ -234,7 +234,7 @@ def draw_numbers(ax, x, y, t, vmax, wrong=None, window=None):
     places = itertools.product(*map(range, blocks.shape))
     for place, v in zip(places, blocks.flatten().tolist(), strict=True):
         left, top = corner(x, y, blocks, place)
-        color = plt.cm.RdBu(0.5 + v / vmax / 3.2) if t.numel() > 1 and math.isfinite(v) else "w"
+        color = signed_colors(0.5 + v / vmax / 3.2) if t.numel() > 1 and math.isfinite(v) else "w"
         frame = {"ec": "black", "lw": 2, "zorder": 3} if wrong[place] else {}
         draw_box(ax, left, top, fc=color, **frame)
         text = str(v) if isinstance(v, bool) else f"{v:.4g}"

@@ -47,7 +47,8 @@ def test_no_window_is_an_error(row, col, shape, message):
 def test_out_size_is_that_of_conv2d():
     checked = 0
     for n, ks, *settings in product(range(1, 13), (1, 2, 3, 5), (1, 2, 3), range(3), (1, 2)):
-        size = out_size(n, ks, *settings)
+        stride, padding, dilation = settings
+        size = out_size(n, dilation * (ks - 1) + 1, stride, padding)  # how far the kernel reaches
         x, w = torch.zeros(1, 1, n, n), torch.zeros(1, 1, ks, ks)
         if size > 0:
             checked += 1

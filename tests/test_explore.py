@@ -99,7 +99,7 @@ def test_it_opens_on_the_first_window_of_half_the_strength_or_where_it_is_told()
 
 def still(image, **kwargs):
     "The still picture as int [H,W,3], and its alt text."
-    png, said = ConvExplorer(image, torch.ones(3, 3), **kwargs)._repr_png_()
+    png, said = ConvExplorer(image, torch.ones(3, 3), **{"panels": (), **kwargs})._repr_png_()
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int), said["alt"]
 
 
@@ -124,11 +124,23 @@ def test_the_still_picture_frames_the_window_and_its_answer():
     assert (a[y0:y1, x0:x1].max(2) < 30).mean() > 0.75
 
 
-def test_the_padding_of_the_still_picture_is_hatched():
-    for padding, hatched in ((0, False), (2, True)):
-        image = still(torch.zeros(8, 8), padding=padding, at=(4, 4))[0][30:, :270]
-        silver = abs(image - 192).max(2) < 20
-        assert (silver.sum() > 300) == hatched
+@pytest.mark.parametrize("padding, stride, hatched", [(0, 1, ""), (2, 1, "grey"), (0, 2, "violet")])
+def test_the_still_picture_hatches_padding_and_what_is_never_read(padding, stride, hatched):
+    a, alt = still(torch.zeros(8, 8), padding=padding, stride=stride, at=(0, 0))
+    r, g, b = a[:, :270].transpose(2, 0, 1)
+    assert (((r == g) & (g == b) & (80 < g) & (g < 140)).sum() > 3000) == (hatched == "grey")
+    assert ((b - g > 60).sum() > 1000) == (hatched == "violet") == ("striped: 15 pixels" in alt)
+    if hatched != "violet":  # and greys stay grey
+        assert ((r == g) & (g == b) | (r - b > 20)).all()
+
+
+def test_the_still_picture_has_the_panels_of_its_call():
+    height = {p: still(torch.rand(9, 9), panels=p)[0].shape[0] for p in ((), ("matrix",))}
+    assert height["matrix",] > height[()] + 250
+    alt = still(torch.rand(9, 9), panels=("stride", "kernels"), stride=2)[1]
+    assert (
+        "It says: stride 2; dashed: the next windows; 8 kernels to choose from: given, upper" in alt
+    )
 
 
 def test_the_html_is_small_the_same_each_time_and_needs_nothing():
@@ -139,8 +151,8 @@ def test_the_html_is_small_the_same_each_time_and_needs_nothing():
     assert page == explorer._repr_html_()
     png, said = explorer._repr_png_()
     picture = f'src="data:image/png;base64,{base64.b64encode(png).decode()}"'
-    assert f'alt="{said["alt"]}" {picture}' in page and repr(explorer) == said["alt"]
-    assert len(picture) < 16_000 and len(page) - len(picture) < 60_000
+    assert f'alt="{html.escape(said["alt"])}" {picture}' in page and repr(explorer) == said["alt"]
+    assert len(picture) < 80_000 and len(page) - len(picture) < 60_000
     outside = r"https?:|\bimport\(|\bfetch\(|\bsrc=|\bhref=|@import|url\("
     assert not re.search(outside, page.replace(picture, ""))
     assert title not in page and embedded(explorer)["images"][0]["title"] == title
@@ -236,7 +248,8 @@ def settings(n):
     while len(out) < n:
         shape, ks = (choose(1, 40), choose(1, 40)), (choose(1, 7), choose(1, 7))
         s = {"stride": choose(1, 5), "padding": choose(0, 4), "dilation": choose(1, 4)}
-        if all(out_size(m, k, *s.values()) for m, k in zip(shape, ks, strict=True)):
+        sizes = [(m, s["dilation"] * (k - 1) + 1) for m, k in zip(shape, ks, strict=True)]
+        if all(out_size(*size, s["stride"], s["padding"]) for size in sizes):
             image, kernel = (torch.randn(size) * 10 ** choose(-2, 2) for size in (shape, ks))
             out.append({"image": image.tolist(), "kernel": kernel.tolist(), **s})
     return out
@@ -278,7 +291,7 @@ def test_the_controls_set_the_map(show):
         assert s[name] == value
         image, map = page.js("return [$('image').width, $('map').width]")  # in one scale
         assert map / s["size"][1] == pytest.approx(image / (11 + 2 * s["padding"]), abs=1)
-    size = [out_size(13, 3, 4, 3, 2), out_size(11, 3, 4, 3, 2)]
+    size = [out_size(n, 5, 4, 3) for n in (13, 11)]  # a kernel of 3 reaches over 5 pixels
     assert s["size"] == size and f"The map is {size[0]} by {size[1]} now. Row" in s["text"]
     formula = page.js("return $('formula').textContent")
     assert f"13 + 2·3 − 2·(3 − 1) − 14 + 1= {(13 + 6 - 4 - 1) / 4:g} + 1= {size[0]}" in formula

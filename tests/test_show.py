@@ -101,6 +101,12 @@ def test_show_numbers_writes_every_number(shape):
     assert texts == [str(v) for v in a.flatten().tolist()]
 
 
+@pytest.mark.parametrize("show", [show_map, show_numbers])
+def test_zero_is_white(show):
+    drawn = show(torch.tensor([[-1.0, 0, 2]])).images[0]
+    assert (drawn.to_rgba(0.0), drawn.get_clim()[0]) == ((1, 1, 1, 1), -drawn.get_clim()[1])
+
+
 def test_each_error_names_the_function_that_was_called():
     bad = torch.zeros(2, 3, 4, 5)
     for f in (show_image, show_map, show_numbers):

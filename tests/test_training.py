@@ -575,24 +575,22 @@ def test_the_lessons_cnn_and_mlp_are_those_of_the_benchmark():
     rows, lesson = results("cnn_mlp"), literals()
     found = {(r["network"], r["setting"], r["images"]): r for r in rows}
     assert all(len(r["accuracy"]) == 5 for r in rows)
-    for name in ("CNN", "MLP, 7 hidden", "MLP, 50 hidden"):
-        close(lesson["in_place"][name], found[name, "in place", 60_000]["accuracy"])
-        close(lesson["shuffled_pixels"][name], found[name, "shuffled", 60_000]["accuracy"])
-        by_pixels = zip(*found[name, "moved", 60_000]["by pixels"], strict=True)
-        close(lesson["moved_images"][name], band(by_pixels))
+    names = {"CNN": "CNN", "small MLP": "MLP, 7 hidden", "large MLP": "MLP, 50 hidden"}
+    for ours, name in names.items():
+        close(lesson["as_they_are"][ours], found[name, "in place", 60_000]["accuracy"])
+        close(lesson["shuffled_pixels"][ours], found[name, "shuffled", 60_000]["accuracy"])
+        for table, setting in (("untaught", "in place"), ("taught", "moved")):
+            by_pixels = zip(*found[name, setting, 60_000]["by pixels"], strict=True)
+            close(lesson[table][ours], band(by_pixels))
         by_size = [found[name, "in place", n]["accuracy"] for n in lesson["sizes"]]
-        close(lesson["by_size"][name], band(by_size))
+        close(lesson["by_size"][ours], band(by_size))
     assert lesson["sizes"] == sorted({r["images"] for r in rows})
-    for name in ("CNN", "MLP, 7 hidden"):
-        assert all(run[4] < 0.5 for run in found[name, "in place", 60_000]["by pixels"])
-    cnn, mlp = (
-        [median(run[k] for run in found[n, "in place", 60_000]["by pixels"]) for k in range(5)]
-        for n in ("CNN", "MLP, 7 hidden")
-    )
-    assert all(0 < a - b < 0.08 for a, b in zip(cnn, mlp, strict=True)), (
-        "a small lead, wherever the garments are"
-    )
-    rates = [found[name, "in place", 60_000]["lr"] for name in lesson["in_place"]]
-    assert rates == [0.2, 0.05, 0.1], "the rates that the lesson gives them"
-    rates = [found["CNN", setting, 60_000]["lr"] for setting in ("shuffled", "moved")]
-    assert rates == [0.4, 0.4] and max(map(float, found["CNN", "moved", 60_000]["rates"])) == 0.4
+    prose = (root / "nbs" / "04_training.ipynb").read_text()
+    for head, setting in (("as they are", "in place"), ("shuffled",) * 2, ("moved",) * 2):
+        rates = [found[name, setting, 60_000]["lr"] for name in names.values()]
+        assert f"| learning rate, {head} | {' | '.join(f'{r:g}' for r in rates)} |" in prose
+    for r in rows:
+        tried = sorted(map(float, r["rates"]))
+        assert tried[0] < r["lr"] < tried[-1], "the best rate has a worse one on either side"
+    assert min(found["CNN", "in place", 5000]["accuracy"]) == pytest.approx(0.73, abs=0.005)
+    assert sorted(found["CNN", "in place", 5000]["accuracy"])[1] > 0.8
