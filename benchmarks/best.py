@@ -1,4 +1,4 @@
-"""The most accurate network of at most 5,274 parameters: chosen, trained over five seeds, and tested once.
+"""An accurate network of at most 5,274 parameters: chosen, trained over five seeds, and tested once.
 
     python benchmarks/best.py choose  # eight candidates, ten epochs each: an hour
     python benchmarks/best.py train   # the chosen one, 32 epochs: some 20 minutes a seed on one thread

@@ -1,160 +1,192 @@
-"""One change at a time: start, step, schedule, batch, inputs and head of the lesson's CNN, over seeds.
+"""The runs of lesson 06: single changes to lesson 04's network, and the best network without this or that.
 
-    python benchmarks/better.py                    # all changes, five seeds: half an hour on two cores
-    python benchmarks/better.py --only start,norm  # only changes whose names begin so
+    python benchmarks/better.py changes    # six epochs each: half an hour on one core
+    python benchmarks/better.py controls   # six epochs each: an hour
+    python benchmarks/better.py changes --only "batches,mean head"
 
-Trains on 55,000 images and judges by 5,000 that are cut from the training set: the test set is left alone.
-Each result is a line in benchmarks/better.jsonl; what is there already is not run again.
+Runs train on 55,000 training images and are judged by the 5,000 others: the test set is left alone. Before
+that, each row's learning rate is sought, on other seeds and with 5,000 other images: 0.01, 0.02, 0.05, 0.1,
+... until the best one has a worse neighbour on both sides. If one of a row's runs dies, all are run again
+at the next lower rate. Each run is a line in benchmarks/better.jsonl; what is there already is not run
+again.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from statistics import mean
 
-import common
 import torch
 import torch.nn.functional as F
 from fastcore.script import call_parse
 from torch import nn, optim
-from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from slowconv.better import FlipShift, Normalize, pooled_head, with_batchnorm
-from slowconv.convs import conv, get_model, init_weights
+from slowconv.better import FlipShift, Normalize, Residual, changes, cycle, get_best_model, shifts
+from slowconv.convs import get_model
 from slowconv.data import ColumnDataset, DataLoaders, fashion_collate, load_images
-from slowconv.training import fit
+from slowconv.fast import FastNet
+from slowconv.inside import shift_accuracy
+from slowconv.training import fit, run_epoch
 
-epochs = 6
 
-
-def default_start():
-    "get_model with the weights that torch gives it"
-    model = get_model()
+def no_residuals():
+    model = new()
     for m in model.modules():
-        if isinstance(m, nn.Conv2d):
-            m.reset_parameters()
+        if type(m) is Residual:
+            m.__class__ = nn.Sequential  # the same layers, nothing added
     return model
 
 
-def trunk(*cs):
-    return [conv(ni, nf) for ni, nf in zip((1, *cs), cs, strict=False)]
+def no_batchnorm():
+    model = new()
+    for m in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
+        for i, bn in enumerate(m):
+            if isinstance(bn, nn.BatchNorm2d):
+                m[i - 1].bias, m[i] = nn.Parameter(torch.zeros(bn.num_features)), nn.Identity()
+    return model
 
 
-def dense_head():
-    "three layers as before, down to 16 maps of 4x4, and each of these numbers has a weight for each class"
-    return nn.Sequential(*trunk(4, 8, 16), nn.Flatten(), nn.Linear(256, 10)).apply(init_weights)
-
-
-def mean_head():
-    "four layers as before, the mean of each map, and a weight for each mean and class"
-    return nn.Sequential(*trunk(4, 8, 16, 16), pooled_head(16)).apply(init_weights)
-
-
-def no_dead():
-    "the last kernel cut to the 2x2 that sees pixels, and what it saves given to channels"
-    last = nn.Conv2d(19, 10, 2)
-    return nn.Sequential(*trunk(4, 8, 17, 19), last, nn.Flatten()).apply(init_weights)
-
-
-def normalized(make=get_model):
-    return nn.Sequential(Normalize(0.286, 0.353), make())
-
-
-def batchnormed():
-    return nn.Sequential(Normalize(0.286, 0.353), with_batchnorm(get_model()))
-
-
-def augmented():
-    return nn.Sequential(FlipShift(2), batchnormed())
-
-
-def sgd(lr, momentum=0.0):
-    return lambda ps, steps: (optim.SGD(ps, lr, momentum), None)
-
-
-def adamw(lr):
-    return lambda ps, steps: (optim.AdamW(ps, lr), None)
-
-
-def one_cycle(make, lr):
-    def both(ps, steps):
-        opt = make(ps, steps)[0]
-        return opt, OneCycleLR(opt, lr, steps, cycle_momentum=False)
-
-    return both
-
-
-adam_cycle = one_cycle(adamw(0.02), 0.02)
-
-# name: model, optimiser and schedule, batch size
-changes = {
-    "lesson 04": (get_model, sgd(0.1), 256),
-    "start: torch's default": (default_start, sgd(0.1), 256),
-    "step: lr 0.03": (get_model, sgd(0.03), 256),
-    "step: lr 0.3": (get_model, sgd(0.3), 256),
-    "step: momentum 0.9, lr 0.02": (get_model, sgd(0.02, 0.9), 256),
-    "step: AdamW, lr 0.005": (get_model, adamw(0.005), 256),
-    "schedule: one cycle, SGD to lr 0.3": (get_model, one_cycle(sgd(0.3), 0.3), 256),
-    "schedule: one cycle, AdamW to lr 0.02": (get_model, adam_cycle, 256),
-    "batch: 64": (get_model, sgd(0.1), 64),
-    "batch: 1024": (get_model, sgd(0.1), 1024),
-    "norm: inputs standardised": (normalized, sgd(0.1), 256),
-    "norm: inputs, and BatchNorm": (batchnormed, sgd(0.1), 256),
-    "head: dense on 4x4": (dense_head, sgd(0.1), 256),
-    "head: mean of each map": (mean_head, sgd(0.1), 256),
-    "head: no dead weights": (no_dead, sgd(0.1), 256),
-    "all: norm, AdamW, one cycle": (batchnormed, adam_cycle, 256),
-    "all: and flips and shifts": (augmented, adam_cycle, 256),
+new, augment = partial(get_best_model, trained=False), partial(FlipShift, 1)
+controls = {
+    "best network": {"make": new, "augment": augment},
+    "best without residuals": {"make": no_residuals, "augment": augment},
+    "best without BatchNorm": {"make": no_batchnorm, "augment": augment},
+    "best without flips": {"make": new, "augment": shifts},
+    "best without flips and shifts": {"make": new},
+    "lesson 04's network": {"augment": augment},
+    "lesson 04's with BatchNorm": changes["BatchNorm"] | {"augment": augment},
+    "lesson 04's, 32 epochs": {"augment": augment, "epochs": 32},
+    "lesson 04's without flips": {"augment": shifts},
+    "lesson 04's without flips and shifts": {},
 }
+recipe = {"opt": optim.AdamW, "sched": partial(cycle, pct_start=0.2)}  # as in best.py
+controls = {name: row | recipe for name, row in controls.items()}
+usual = {"make": get_model, "opt": optim.SGD, "sched": None, "augment": None, "bs": 256}
+# rows, epochs; seeds and epochs to seek the learning rate with
+tables = {"changes": (changes, 6, [100, 101], 6), "controls": (controls, 6, [100], 2)}
+rates = [m * 10**e for e in range(-4, 2) for m in (1, 2, 5)]
 
 
-def split():
-    "The training set's images and labels in two parts, always the same ones."
+def split(first=0):
+    "The training set's images and labels: without 5,000 from `first` on and those before, and these 5,000."
     images, labels = load_images("fashion_mnist", "train")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    parts = order[5000:], order[:5000]
+    parts = order[first + 5000 :], order[first : first + 5000]
     return [{"image": images[at], "label": labels[at]} for at in parts]
 
 
-def loaders(train, valid, bs):
+def loaders(train, valid, bs, generator=None):
     "`DataLoaders` of columns in memory, the first of them shuffled."
     sets = [ColumnDataset(columns) for columns in (train, valid)]
-    return DataLoaders(*(DataLoader(s, bs, s is sets[0], collate_fn=fashion_collate) for s in sets))
+    options = {"collate_fn": fashion_collate, "generator": generator}
+    return DataLoaders(*(DataLoader(s, bs, s is sets[0], **options) for s in sets))
 
 
-def run(name, seed, parts):
-    "(validation accuracy of each epoch, parameters)"
-    make, both, bs = changes[name]
+class Compiled(nn.Module):
+    "`net`, compiled for full batches in training."
+
+    def __init__(self, net, bs):
+        super().__init__()
+        torch._dynamo.reset()
+        self.net, self.bs, self.compiled = net, bs, [torch.compile(net, dynamic=False)]
+
+    def forward(self, x):
+        return (self.compiled[0] if self.training and len(x) == self.bs else self.net)(x)
+
+
+def quicken(net, bs):
+    "The same network, sooner: by lesson 10's FastNet where it can, compiled if it's deep."
+    if isinstance(net[0], Normalize) and len(net) == 2:
+        return nn.Sequential(net[0], FastNet(net[1]))
+    try:
+        return FastNet(net)
+    except ValueError:
+        return net if len(net) < 8 else Compiled(net, bs)
+
+
+def run(name, row, seed, lr, epochs, parts, more):  # a line of the file
+    "One run; with `more`, also its accuracy on training images and on moved ones."
     torch.manual_seed(seed)
-    model = make()
-    dls = loaders(*parts, bs)
-    opt, sched = both(model.parameters(), epochs * len(dls.train))
-    quiet = {"sched": sched, "log": lambda line: None}
-    history = fit(epochs, model, F.cross_entropy, opt, *dls, **quiet).history
-    n = sum(p.numel() for p in model.parameters())
-    return [record["validation accuracy"] for record in history], n
+    net = row["make"]()
+    model = quicken(net, row["bs"])
+    opt = row["opt"](model.parameters(), lr)
+    torch.manual_seed(seed)  # the same flips and shifts for every network
+    dls = loaders(*parts, row["bs"], torch.Generator().manual_seed(seed))  # and the same batches
+    sched = row["sched"] and row["sched"](opt, lr, epochs * len(dls.train))
+    augment = row["augment"] and row["augment"]()
+    line = {"name": name, "seed": seed, "lr": lr, "epochs": epochs, "batch": row["bs"]}
+    line["parameters"] = sum(p.numel() for p in net.parameters())
+    line["optimizer"] = (
+        f"{type(opt).__name__}{' with momentum' * bool(opt.defaults.get('momentum'))}"
+    )
+    line["one cycle"] = sched and {"momentum": bool(sched.cycle_momentum)}
+    line["augmentation"] = augment and {"flips": augment.flip, "shifts": augment.shift}
+    whole = nn.Sequential(augment, model) if augment else model
+    try:
+        history = fit(epochs, whole, F.cross_entropy, opt, *dls, sched=sched, log=str).history
+    except FloatingPointError:  # this rate was too high
+        return line | {"accuracy": [0.1] * epochs}
+    line["accuracy"] = [round(r["validation accuracy"], 4) for r in history]
+    if more:
+        few, some = (
+            {k: v[:n] for k, v in p.items()} for p, n in zip(parts, (5000, 1000), strict=True)
+        )
+        seen = run_epoch(model, F.cross_entropy, loaders(few, few, 250).valid)
+        line["training accuracy"] = round(seen[1], 4)
+        (batch,) = loaders(some, some, 1000).valid
+        line["shifted"] = [[round(a, 3) for a in r] for r in shift_accuracy(model, *batch).tolist()]
+    return line
 
 
 @call_parse
 def main(
-    seeds: common.positive = 5,  # runs of each change
+    table: str,  # changes or controls
     only: str = "",  # beginnings of names, with commas; all without it
+    seeds: int = 5,  # runs of each row
     out: str = "",  # where the results go; beside this script without it
 ):
     "Run what has not been run."
+    if table not in tables:
+        sys.exit(f"better: {table!r} is none of {', '.join(tables)}")
+    torch.set_num_threads(1)
     path = Path(out) if out else Path(__file__).with_suffix(".jsonl")
-    done = set()
-    if path.exists():
-        done = {(r["change"], r["seed"]) for r in map(json.loads, path.read_text().splitlines())}
-    begin = tuple(only.split(",")) if only else ("",)
-    names = [n for n in changes if n.startswith(begin)]
+    rows, epochs, others, short = tables[table]
+    names = [n for n in rows if n.startswith(tuple(only.split(",")))]
     if not names:
-        sys.exit(f"better: no name begins with {only!r}; there are {', '.join(changes)}")
-    jobs = [(n, s) for s in range(seeds) for n in names if (n, s) not in done]
-    parts = split()
-    for name, seed in tqdm(jobs):
-        accuracies, n = run(name, seed, parts)
-        row = {"change": name, "seed": seed, "parameters": n, "accuracy": accuracies}
+        sys.exit(f"better: no name begins with {only!r}; there are {', '.join(rows)}")
+    parts = {False: split(), True: split(5000)}
+
+    def get(name, seed, lr, epochs, seeking):  # the line of a run
+        lines = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+        key = {"name": name, "seed": seed, "lr": lr, "epochs": epochs}
+        for line in lines:
+            if key.items() <= line.items():
+                return line
+        line = run(name, usual | rows[name], seed, lr, epochs, parts[seeking], not seeking)
         with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({"table": table, "seeking": seeking} | line) + "\n")
+        return line
+
+    def seek(name):  # which of the rates
+        opt = (usual | rows[name])["opt"]
+        guess = 0.1 if opt is optim.SGD else 0.05 if table == "controls" else 0.02
+        at, found = rates.index(guess), {}
+        todo = [at - 1, at, at + 1]
+        while todo:
+            for i in todo:
+                tries = [get(name, s, rates[i], short, True)["accuracy"][-1] for s in others]
+                found[i] = mean(tries)
+            top = max(found, key=found.get)
+            todo = [i for i in (top - 1, top + 1) if i not in found and 0 <= i < len(rates)]
+        return top
+
+    for name in names:
+        at, n = seek(name), rows[name].get("epochs", epochs)
+        last = [0]
+        while min(last) < 0.11:
+            lines = [get(name, seed, rates[at], n, False) for seed in range(seeds)]
+            last = [line["accuracy"][-1] for line in lines]
+            print(f"{name}, rate {rates[at]}: {last}", flush=True)
+            at -= 1  # if one of them died

@@ -132,6 +132,13 @@ def alt(cell):
     return " ".join(i["alt"] for i in images if "alt" in i) or "What the code above draws"
 
 
+def is_import(text):
+    "Imports, and calls that set something up?"
+    kinds = ast.Import, ast.ImportFrom, ast.Expr
+    start = re.match("(import|from) ", text)
+    return start and all(isinstance(n, kinds) for n in ast.parse(text).body)
+
+
 def translate(nb):  # (module it exports to or None, dict from name to (`ast` node, source))
     "A notebook as `proc_nbs` left it, for myst-nb: Quarto's options become its own, `show_doc` a table."
     sources = "\n".join(c["source"] for c in nb["cells"])
@@ -152,6 +159,8 @@ def translate(nb):  # (module it exports to or None, dict from name to (`ast` no
                 cells.insert(after, markdown(text, f"arguments-{shown[1]}"))
         elif text:
             tags = ["remove-input"] if options.get("echo") == "false" else []
+            if options.get("code-fold") == "true" or is_import(text):
+                tags.append("hide-input")
             cell["metadata"] = {"tags": tags, "mystnb": {"image": {"alt": alt(cell)}}}
             if module and {"export", "exports"} & options.keys():
                 new = definitions(text)

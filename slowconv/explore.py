@@ -17,11 +17,9 @@ from importlib.resources import files
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from PIL import Image
 
 from .kernels import left_edge, top_edge
-from .show import as_image, gif_palette, show_image, show_map, show_numbers, show_pixels
+from .show import as_gif, as_image, draw_frame, hatched, show_image, show_map, show_numbers
 
 # %% ../nbs/91_explore.ipynb #730a4528
 usual_kernels = {
@@ -111,89 +109,71 @@ def _data(e):
 def _note(e):
     "What is said below the picture."
     said = [f"{name} {v}" for name, v in e.settings.items() if name in e.panels]
-    said += ["dashed: the next windows"] * ("stride" in e.panels)
+    said += ["dashed: the next window"] * ("stride" in e.panels)
     said += [f"striped: {(~e.seen).sum()} pixels that no window reads"] * (not e.seen.all())
-    names = ", ".join(map(str, e.kernels))
-    said += [f"{len(e.kernels)} kernels to choose from: {names}"] * (len(e.kernels) > 1)
+    said += [f"kernels to choose from: {', '.join(map(str, e.kernels))}"] * (len(e.kernels) > 1)
     return "; ".join(said)
 
 
 def _text(e):
     "What a screen reader says of the picture."
     (h, w), (kh, kw), (mh, mw) = e.images[0].shape, e.kernel.shape, e.map.shape
+    note = _note(e)
     return (
         f"A convolution: an image of {h} by {w} pixels, a kernel of {kh} by {kw} numbers, and their "
         f"feature map of {mh} by {mw}. The framed window's answer is {e.map[e.at]:z.2f}."
-    ) + f" It says: {_note(e)}." * bool(_note(e))
+    ) + f" {note[:1].upper()}{note[1:]}." * bool(note)
 
 # %% ../nbs/91_explore.ipynb #a1100022
-def _frame(ax, x, y, w, h, **kwargs):
-    kwargs = {"fill": False, "ec": "tab:orange", "lw": 2, "clip_on": False, **kwargs}
-    ax.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, **kwargs))
-
-
-def _draw_image(e, ax):
+def _draw_image(e, ax, **greys):
     (row, col), (stride, p, dilation), (h, w) = e.at, e.settings.values(), e.images[0].shape
-    show_image(F.pad(e.images[0], (p,) * 4), ax, f"image, {h} × {w}")
-    _frame(ax, 0, 0, w + 2 * p, h + 2 * p, ec="gray", lw=1)
-    for y, x in (~F.pad(e.seen, (p,) * 4)).nonzero().tolist():
-        color = "#7a35d8" if p <= y < p + h and p <= x < p + w else "gray"
-        _frame(ax, x, y, 1, 1, ec=color, lw=0, hatch="////")
-    near = [(row, col + 1, "--"), (row + 1, col, "--")] * ("stride" in e.panels)
-    size = [dilation * (k - 1) + 1 for k in e.kernel.T.shape]
-    for r, c, ls in [*near, (row, col, "-")]:
-        if r < e.map.shape[0] and c < e.map.shape[1]:
-            _frame(ax, c * stride, r * stride, *size, ls=ls)
+    padded = F.pad(e.images[0], (p,) * 4, value=torch.nan)
+    show_image(padded, ax, f"image, {h} × {w}", **greys)
+    draw_frame(ax, 0, 0, *padded.shape, **hatched)
+    for y, x in (~e.seen).nonzero().tolist():
+        draw_frame(ax, y + p, x + p, ec="#7a35d8", lw=0, hatch="////")
+    size = [dilation * (k - 1) + 1 for k in e.kernel.shape]
+    if "stride" in e.panels and col + 1 < e.map.shape[1]:
+        draw_frame(ax, row * stride, (col + 1) * stride, *size, ls="--")
+    draw_frame(ax, row * stride, col * stride, *size)
 
 
 def _draw_map(e, ax):
     (h, w), (mh, mw), p = e.images[0].shape, e.map.shape, e.settings["padding"]
     left, vmax = (mw - w - 1) / 2 - p, e.map.abs().max().item()
     show_map(e.map, ax, f"feature map, {mh} × {mw}")
-    _frame(ax, e.at[1], e.at[0], 1, 1)
+    draw_frame(ax, *e.at)
     ax.axis((left, left + w + 2 * p, h + 2 * p - 0.5, -0.5))
     bar = {"location": "bottom", "shrink": 0.7, "aspect": 30, "panchor": False}
     ax.figure.colorbar(ax.images[0], ax=ax, ticks=(-vmax, 0, vmax), format="{x:.2f}", **bar)
-
-# %% ../nbs/91_explore.ipynb #a1100024
-def _draw_matrix(e, axs, columns, at):
-    (kk, n), first = columns.shape, max(min(at - 4, columns.shape[1] - 8), 0)
-    show_image(columns, axs["s"], f"all {n} windows, a column each", aspect="auto")
-    draw, kwargs = (show_pixels, {"fmt": ".2f"}) if kk < 10 else (show_image, {})
-    draw(columns[:, first : first + 8], axs["c"], "some of them", **kwargs)
-    axs["c"].set_aspect("auto")
-    _frame(axs["s"], first, 0, min(n, 8), kk)
-    _frame(axs["c"], at - first, 0, 1, kk)
 
 # %% ../nbs/91_explore.ipynb #a1100026
 def _png(e):
     "What the panels show when they open, as a PNG."
     rows = {"iiiikkkmmmm": 1.8, "iiiipppmmmm" if "products" in e.panels else "iiii...mmmm": 1.8}
-    rows |= {"s" * 11: 0.7, "f" + "c" * 10: 2.6} if "matrix" in e.panels else {}
+    rows |= {"s" * 11: 0.8} if "matrix" in e.panels else {}
     fig = Figure(figsize=(7.6, sum(rows.values())), dpi=100, layout="constrained")
     grid = {"height_ratios": [*rows.values()], "subplot_kw": {"anchor": "N"}}
     axs = fig.subplot_mosaic("\n".join(rows), **grid)
     fig.supxlabel(_note(e), fontsize=10, wrap=True)
     image, kernel, at = e.images[0], e.kernel, e.at[0] * e.map.shape[1] + e.at[1]
+    greys = {"vmin": min(image.min().item(), 0), "vmax": max(image.max().item(), 1)}
     columns = F.unfold(image[None], kernel.shape, **e.settings)
     signed = show_numbers if max(kernel.shape) < 4 else show_map
-    _draw_image(e, axs["i"])
-    signed(kernel.round(decimals=2), axs["k"], f"kernel, in all {round(kernel.sum().item(), 2):zg}")
+    _draw_image(e, axs["i"], **greys)
+    signed(kernel.round(decimals=2), axs["k"], f"kernel, sum {round(kernel.sum().item(), 2):zg}")
     _draw_map(e, axs["m"])
     if "p" in axs:
         products = (columns[:, at].view_as(kernel) * kernel).round(decimals=2)
-        signed(products, axs["p"], f"products, in all {e.map[e.at]:z.2f}")
+        signed(products, axs["p"], f"products, sum {e.map[e.at]:z.2f}")
     if "s" in axs:
-        signed(kernel.reshape(-1, 1).round(decimals=2), axs["f"], "kernel")
-        axs["f"].set_aspect("auto")
-        _draw_matrix(e, axs, columns, at)
-    for name in {"i", "s", "c"} & {*axs}:
-        axs[name].images[0].set_clim(min(image.min(), 0), max(image.max(), 1))
-    drawn, small, palette = io.BytesIO(), io.BytesIO(), gif_palette()
-    fig.savefig(drawn)
-    palette.putpalette([*palette.getpalette(), 122, 53, 216])
-    picture = Image.open(drawn).convert("RGB").quantize(palette=palette, dither=0)
-    picture.save(small, "PNG", optimize=True)
+        title = f"all {e.map.numel()} windows, a column each"
+        show_image(columns, axs["s"], title, aspect="auto", **greys)
+        draw_frame(axs["s"], 0, at, len(columns))
+    for text in [text for ax in axs.values() for text in ax.texts]:
+        text.set_size(8)
+    small = io.BytesIO()
+    as_gif(fig).save(small, "PNG", optimize=True)
     return small.getvalue(), {"alt": _text(e)}
 
 # %% ../nbs/91_explore.ipynb #a1100016

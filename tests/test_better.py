@@ -14,6 +14,7 @@ from torch import nn
 import slowconv
 from slowconv.better import (
     FlipShift,
+    changes,
     get_best_model,
     residual_net,
     separable,
@@ -64,6 +65,14 @@ def test_each_image_is_mirrored_and_moved_by_its_own_choice(shift, shape):
         assert same.any(), "none of the windows"
         choices.append(same.nonzero()[0].item())
     assert len(set(choices)) >= min(2 * (2 * shift + 1) ** 2, 12) - 2, "the same choice for many"
+
+
+@pytest.mark.parametrize("flip, shift, most", [(True, 0, 2), (False, 1, 9), (False, 0, 1)])
+def test_flips_and_shifts_can_be_had_alone(flip, shift, most):
+    x = torch.rand(1, 1, 4, 4).expand(300, 1, 4, 4)
+    seen = FlipShift(shift, flip=flip)(x).unique(dim=0)
+    same = windows(x[0], shift) if flip else windows(x[0], shift)[:most]
+    assert len(seen) == most and all((same == a).flatten(1).all(1).any() for a in seen)
 
 
 def test_it_is_seeded_and_rests_in_evaluation():
@@ -131,3 +140,32 @@ def test_what_is_stated_is_what_was_measured():
     rows = [json.loads(r) for r in (root / "benchmarks" / "best.jsonl").read_text().splitlines()]
     tested = {r["seed"]: r["accuracy"] for r in rows if r["step"] == "test"}
     assert tested[0] == pytest.approx(stated(), abs=1e-4)
+
+
+def test_the_lines_of_better_are_of_the_changes_that_the_lesson_shows():
+    lines = [json.loads(r) for r in (root / "benchmarks" / "better.jsonl").read_text().splitlines()]
+    lines = [r for r in lines if r["table"] == "changes"]
+    for name, row in changes.items():
+        runs = [r for r in lines if r["name"] == name and not r["seeking"]]
+        rates = {r["lr"] for r in runs}
+        for lr in rates:  # where a run died, all were run again at the next lower rate
+            five = [r for r in runs if r["lr"] == lr]
+            assert sorted(r["seed"] for r in five) == list(range(5)), name
+            assert (min(r["accuracy"][-1] for r in five) < 0.11) == (lr > min(rates)), name
+        found = {}
+        for r in lines:
+            if r["name"] == name and r["seeking"]:
+                found.setdefault(r["lr"], []).append(r["accuracy"][-1])
+        scores = {k: sum(v) for k, v in found.items()}
+        assert min(found) < max(scores, key=scores.get) == max(rates) < max(found), name
+        model = row.get("make", get_model)()
+        augment = row["augment"]() if "augment" in row else None
+        opt = row.get("opt", torch.optim.SGD)(model.parameters(), 0.1)
+        for r in runs:
+            assert r["parameters"] == sum(p.numel() for p in model.parameters())
+            assert r["batch"] == row.get("bs", 256) and len(r["accuracy"]) == r["epochs"] == 6
+            assert r["optimizer"].split()[0] == type(opt).__name__
+            assert ("momentum" in r["optimizer"]) == bool(opt.defaults.get("momentum"))
+            assert bool(r["one cycle"]) == ("sched" in row)
+            want = augment and {"flips": augment.flip, "shifts": augment.shift}
+            assert r["augmentation"] == want

@@ -577,20 +577,21 @@ def test_the_lessons_cnn_and_mlp_are_those_of_the_benchmark():
     assert all(len(r["accuracy"]) == 5 for r in rows)
     names = {"CNN": "CNN", "small MLP": "MLP, 7 hidden", "large MLP": "MLP, 50 hidden"}
     for ours, name in names.items():
-        close(lesson["as_they_are"][ours], found[name, "in place", 60_000]["accuracy"])
-        close(lesson["shuffled_pixels"][ours], found[name, "shuffled", 60_000]["accuracy"])
+        assert lesson["as_they_are"][ours] == found[name, "in place", 60_000]["accuracy"]
+        assert lesson["shuffled_pixels"][ours] == found[name, "shuffled", 60_000]["accuracy"]
         for table, setting in (("untaught", "in place"), ("taught", "moved")):
             by_pixels = zip(*found[name, setting, 60_000]["by pixels"], strict=True)
             close(lesson[table][ours], band(by_pixels))
-        by_size = [found[name, "in place", n]["accuracy"] for n in lesson["sizes"]]
-        close(lesson["by_size"][ours], band(by_size))
-    assert lesson["sizes"] == sorted({r["images"] for r in rows})
+    for n, runs in lesson["by_size"].items():
+        close(runs, [found[name, "in place", n]["accuracy"] for name in names.values()])
+    assert [*lesson["by_size"], 60_000] == sorted({r["images"] for r in rows})
     prose = (root / "nbs" / "04_training.ipynb").read_text()
     for head, setting in (("as they are", "in place"), ("shuffled",) * 2, ("moved",) * 2):
         rates = [found[name, setting, 60_000]["lr"] for name in names.values()]
         assert f"| learning rate, {head} | {' | '.join(f'{r:g}' for r in rates)} |" in prose
     for r in rows:
-        tried = sorted(map(float, r["rates"]))
-        assert tried[0] < r["lr"] < tried[-1], "the best rate has a worse one on either side"
-    assert min(found["CNN", "in place", 5000]["accuracy"]) == pytest.approx(0.73, abs=0.005)
-    assert sorted(found["CNN", "in place", 5000]["accuracy"])[1] > 0.8
+        if r["setting"] == "shuffled" and r["network"] != "CNN":
+            assert r["lr"] == found[r["network"], "in place", 60_000]["lr"]
+        else:
+            tried = sorted(map(float, r["rates"]))
+            assert tried[0] < r["lr"] < tried[-1], "the best rate has a worse one on either side"

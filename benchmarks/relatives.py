@@ -1,0 +1,110 @@
+"""Lesson 04's network with strides, with max pooling, and with a blur before each stride, on moved garments.
+
+    python benchmarks/relatives.py    # twenty minutes on one core
+
+Trains on 55,000 images and judges by 5,000 that are cut from the training set: the test set is left alone.
+First each network's learning rate is chosen, with two seeds that aren't used again. Then come the runs.
+Each is a line in benchmarks/relatives.jsonl; what is there already is not run again.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import common
+import torch
+import torch.nn.functional as F
+from better import loaders, split
+from fastcore.script import call_parse
+from torch import nn, optim
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm.auto import tqdm
+
+from slowconv.convs import conv, get_model, init_weights
+from slowconv.inside import shift_accuracy
+from slowconv.training import fit
+
+rates, other_seeds = (0.01, 0.02, 0.04, 0.08, 0.16), (100, 101)
+config = {
+    "epochs": 6,
+    "batch": 256,
+    "optimizer": "AdamW, weight decay 0.01",
+    "schedule": "one cycle up to lr, constant momentum",
+    "judged on": "5,000 images cut from the training set",
+}
+
+
+class Blur(nn.Module):
+    "Blur each channel, and keep every second place (arxiv.org/abs/1904.11486)."
+
+    def forward(self, x):
+        row = torch.tensor([1.0, 2, 1]) / 4
+        kernel = torch.outer(row, row).expand(x.shape[1], 1, 3, 3)
+        x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return F.conv2d(x, kernel, stride=2, groups=x.shape[1])
+
+
+def halved_by(halve):
+    "get_model at stride 1, with `halve` after each layer"
+    layers = []
+    for ni, nf in ((1, 4), (4, 8), (8, 16), (16, 16), (16, 10)):
+        layers += [conv(ni, nf, stride=1, act=nf != 10), halve]
+    return nn.Sequential(*layers, nn.Flatten()).apply(init_weights)
+
+
+def mean_at_end():
+    "get_model with its last layer at stride 1, and the mean of the four places that it then has"
+    model = get_model().cpu()
+    model[4].stride = 1, 1
+    return model.insert(5, nn.AdaptiveAvgPool2d(1))
+
+
+networks = {  # with the same seed, all begin with the same weights
+    "stride": lambda: get_model().cpu(),
+    "stride, mean at the end": mean_at_end,
+    "max pooling": partial(halved_by, nn.MaxPool2d(2, ceil_mode=True)),
+    "blur": partial(halved_by, Blur()),
+}
+
+
+def run(name, lr, seed, parts):  # a line of the file
+    torch.manual_seed(seed)
+    model, dls = networks[name](), loaders(*parts, config["batch"])
+    opt = optim.AdamW(model.parameters(), lr, weight_decay=0.01)
+    steps = config["epochs"] * len(dls.train)
+    sched = OneCycleLR(opt, lr, steps, cycle_momentum=False)
+    fit(config["epochs"], model, F.cross_entropy, opt, *dls, sched=sched, log=lambda line: None)
+    accs = shift_accuracy(model.eval(), parts[1]["image"][:, None] / 255, parts[1]["label"])
+    accs = [[round(a, 4) for a in row] for row in accs.tolist()]
+    row = {
+        "network": name,
+        "lr": lr,
+        "seed": seed,
+        **config,
+        "torch": torch.__version__.split("+")[0],
+    }
+    return row | {"accuracy by move": accs}
+
+
+@call_parse
+def main(
+    seeds: common.positive = 5,  # runs of each network
+    out: str = "",  # where the results go; beside this script without it
+):
+    "Run what has not been run."
+    torch.set_num_threads(1)
+    path, parts = Path(out) if out else Path(__file__).with_suffix(".jsonl"), split()
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {(r["network"], r["lr"], r["seed"]): r for r in rows if config.items() <= r.items()}
+
+    def centre(*job):  # accuracy on images that aren't moved
+        if job not in done:
+            done[job] = run(*job, parts)
+            with path.open("a") as file:
+                file.write(json.dumps(done[job]) + "\n")
+        return done[job]["accuracy by move"][4][4]
+
+    for name in tqdm(networks):
+        lr = max(rates, key=lambda lr: sum(centre(name, lr, seed) for seed in other_seeds))
+        for seed in tqdm(range(seeds), name):
+            centre(name, lr, seed)
