@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn, optim
 
 from slowconv.convs import conv, get_model
-from slowconv.fast import IMAGES, FastNet, inner
+from slowconv.fast import IMAGES, FastNet, channels_last
 from slowconv.training import fit
 
 root = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ def threads():
 
 
 def flat(params):
-    return torch.cat([inner(p).flatten() for p in params])
+    return torch.cat([channels_last(p).flatten() for p in params])
 
 
 @st.composite
