@@ -444,23 +444,26 @@ class FastNet(nn.Module):
         return self.tail(_Convs.apply(x, self.weights, *self.plan(x.shape[1:])))
 
     def train_epoch(self, images, labels, lr, momentum=0.0, bs=256):  # the loss of each step
-        """SGD over `images`, uint8 [N,C,H,W] (divided by 255), in random order; `lr` may be one for each
-        step. For networks that end in a number for each class, of `labels`, int64 [N]."""
+        """A step of SGD for each batch of `images`, uint8 [N,C,H,W] (divided by 255), in random order.
+        `lr` may be one for each step. The network's outputs are logits [N,classes] for `labels`, int64."""
         plan, (classes, *hw), numbers = self.plan(images.shape[1:])
-        if hw != [1, 1] or not all(isinstance(m, nn.Flatten) for m in self.tail):
-            raise ValueError(
-                f"FastNet: maps of {hw}, then {self.tail}; expected [1, 1], then Flatten"
-            )
-        if images.dtype != torch.uint8 or len(labels) != len(images):
-            found = f"{len(images)} images of {images.dtype}, {len(labels)} labels"
-            raise ValueError(f"FastNet: {found}; expected as many, and images of torch.uint8")
-        if labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"FastNet: label {labels.max()}; expected 0 to {classes - 1}")
-        lrs = torch.as_tensor(lr, dtype=self.weights.dtype).expand(-(-len(images) // bs))
-        order, losses = torch.randperm(len(images)), torch.empty_like(lrs)
+        lrs, n = torch.as_tensor(lr, dtype=self.weights.dtype), -(-len(images) // max(1, bs))
+        found = labels.amin().item(), labels.amax().item()
+        for wrong, what in (
+            (hw != [1, 1], f"maps of {hw} at the end; expected [1, 1]"),
+            (any(type(m) is not nn.Flatten for m in self.tail), f"{self.tail} at the end; expected Flatten"),
+            (images.dtype != torch.uint8, f"images of {images.dtype}; expected torch.uint8"),
+            (len(labels) != len(images), f"{len(labels)} labels for {len(images)} images"),
+            (found[0] < 0 or found[1] >= classes, f"labels {found}; expected 0 to {classes - 1}"),
+            (bs < 1, f"bs={bs}; expected 1 or more"),
+            (lrs.ndim and len(lrs) != n, f"{lrs.numel()} learning rates; expected one, or {n}"),
+        ):
+            if wrong:
+                raise ValueError(f"FastNet: {what}")
+        order, losses = torch.randperm(len(images)), self.weights.new_empty(n)
         scratch = self.weights.new_empty(torch.get_num_threads(), 2, numbers)
         data = images.flatten(1).numpy(), labels.numpy(), order.numpy(), bs
-        arrays = losses, lrs, momentum, self.weights, self.velocity, data, scratch
+        arrays = losses, lrs.expand(n), momentum, self.weights, self.velocity, data, scratch
         on_threads(train_steps, *arrays, plan)
         return losses
 

@@ -207,6 +207,74 @@ def test_fit_gives_pytorch_s_losses_step_by_step(make):
     assert losses[0][-1] < losses[0][0]
 
 
+def digits(n):
+    torch.manual_seed(0)
+    return torch.randint(256, (n, 1, 28, 28), dtype=torch.uint8), torch.randint(10, (n,))
+
+
+@pytest.mark.parametrize("n, bs", [(200, 70), (100, 1), (40, 256)])
+def test_an_epoch_in_one_call_has_pytorch_s_losses_step_by_step(n, bs):
+    images, labels = digits(n)
+    model, momentum = get_model().cpu().double(), 0.9
+    net = FastNet(copy.deepcopy(model))
+    opt, losses, found = optim.SGD(model.parameters(), lr=0.1, momentum=momentum), [], []
+    for epoch in range(2):
+        lrs = torch.rand(-(-n // bs)).tolist()
+        torch.manual_seed(epoch)
+        for lr, idx in zip(lrs, torch.randperm(n).split(bs), strict=True):
+            opt.param_groups[0]["lr"] = lr
+            losses.append(F.cross_entropy(model(images[idx] / 255.0), labels[idx]))
+            opt.zero_grad()
+            losses[-1].backward()
+            opt.step()
+        torch.manual_seed(epoch)
+        found += net.train_epoch(images, labels, lrs, momentum, bs)
+    torch.testing.assert_close(torch.stack(found), torch.stack(losses), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(net.weights, flat(model.parameters()), rtol=1e-8, atol=1e-9)
+
+
+def test_threads_make_no_difference_to_an_epoch():
+    images, labels = digits(500)
+    start, weights = get_model().cpu(), []
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        torch.manual_seed(1)
+        net = FastNet(copy.deepcopy(start))
+        net.train_epoch(images, labels, 0.1, 0.9, bs=100)
+        weights.append(net.weights)
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ({"images": torch.rand(20, 1, 28, 28)}, "float32"),
+        ({"labels": torch.zeros(19, dtype=torch.int64)}, "19 labels"),
+        ({"labels": torch.full((20,), 10)}, "labels (10, 10)"),
+        ({"labels": torch.full((20,), -1)}, "labels (-1, -1)"),
+        ({"images": torch.zeros(20, 1, 99, 28, dtype=torch.uint8)}, "maps of [4, 1]"),
+        ({"bs": 0}, "bs=0"),
+        ({"lr": [0.1, 0.1]}, "2 learning rates"),
+    ],
+)
+def test_an_epoch_that_cannot_be(change, part):
+    images, labels = digits(20)
+    net = FastNet(get_model().cpu())
+    before = net.weights.clone()
+    with pytest.raises(ValueError) as e:
+        net.train_epoch(**{"images": images, "labels": labels, "lr": 0.1} | change)
+    assert part in str(e.value)
+    assert torch.equal(net.weights, before)
+
+
+def test_it_is_not_converted_without_its_model():
+    net = FastNet(get_model().cpu())
+    for change in (net.double, lambda: net.to("meta")):
+        with pytest.raises(TypeError, match="make a new FastNet"):
+            change()
+    assert net.float().cpu() is net
+
+
 def test_evaluating_keeps_no_graph():
     net = FastNet(get_model().cpu())
     with torch.no_grad():
