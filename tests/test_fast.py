@@ -223,7 +223,7 @@ def test_an_epoch_in_one_call_has_pytorch_s_losses_step_by_step(n, bs):
         torch.manual_seed(epoch)
         for lr, idx in zip(lrs, torch.randperm(n).split(bs), strict=True):
             opt.param_groups[0]["lr"] = lr
-            losses.append(F.cross_entropy(model(images[idx] / 255.0), labels[idx]))
+            losses.append(F.cross_entropy(model(images[idx].double() / 255), labels[idx]))
             opt.zero_grad()
             losses[-1].backward()
             opt.step()
