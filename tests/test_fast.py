@@ -1,6 +1,7 @@
 "Our own convolution: PyTorch is the oracle, over shapes, types, threads and whole runs."
 
 import copy
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -329,6 +330,20 @@ def test_a_second_backward_is_refused_as_by_pytorch():
     y.backward()
     with pytest.raises(RuntimeError, match="second time"):
         y.backward()
+
+
+def test_the_lines_of_speedrun_are_of_its_networks(monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    from speedrun import chain, network
+
+    lines = map(json.loads, (root / "benchmarks" / "speedrun.jsonl").read_text().splitlines())
+    runs = [r for r in lines if r["step"] == "choose"]
+    for name, config in chain.items():
+        net = FastNet(network(config))
+        assert net.plan((1, 28, 28))[1] == (10, 1, 1)
+        mine = [r for r in runs if r["change"] == name]
+        assert [r["seed"] for r in mine] == [0, 1, 2]
+        assert all((config | {"parameters": len(net.weights)}).items() <= r.items() for r in mine)
 
 
 def test_works_after_a_fork():
