@@ -24,7 +24,8 @@ from torch import nn, optim
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
-from slowconv.better import FlipShift, get_best_model, residual_net
+from slowconv.best import get_best_model, residual_net
+from slowconv.better import FlipShift
 from slowconv.data import fashion_mnist, load_images
 from slowconv.training import fit, run_epoch
 

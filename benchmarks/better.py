@@ -1,4 +1,4 @@
-"""The runs of lesson 06: single changes to lesson 04's network, and the best network without this or that.
+"""The runs of lessons 06 and 12: single changes to lesson 04's network, and the best without this or that.
 
     python benchmarks/better.py changes    # six epochs each: half an hour on one core
     python benchmarks/better.py controls   # six epochs each: an hour
@@ -23,7 +23,8 @@ from fastcore.script import call_parse
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-from slowconv.better import FlipShift, Normalize, Residual, changes, cycle, get_best_model, shifts
+from slowconv.best import Residual, get_best_model
+from slowconv.better import FlipShift, Normalize, changes, cycle, shifts
 from slowconv.convs import get_model
 from slowconv.data import ColumnDataset, DataLoaders, fashion_collate, load_images
 from slowconv.fast import FastNet
@@ -60,6 +61,7 @@ controls = {
     "lesson 04's, 32 epochs": {"augment": augment, "epochs": 32},
     "lesson 04's without flips": {"augment": shifts},
     "lesson 04's without flips and shifts": {},
+    "lesson 04's without flips and shifts, 32 epochs": {"epochs": 32},
 }
 recipe = {"opt": optim.AdamW, "sched": partial(cycle, pct_start=0.2)}  # as in best.py
 controls = {name: row | recipe for name, row in controls.items()}

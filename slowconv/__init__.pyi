@@ -1,7 +1,7 @@
 # The names that `slowconv` offers, and where each comes from: read by lazy_loader, and by editors.
 from .backward import conv_backward as conv_backward
 from .backward import numeric_gradient as numeric_gradient
-from .better import get_best_model as get_best_model
+from .best import get_best_model as get_best_model
 from .convs import conv as conv
 from .convs import def_device as def_device
 from .convs import get_model as get_model

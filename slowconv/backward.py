@@ -73,25 +73,27 @@ def numeric_gradient(
 
 # %% ../nbs/11_backward.ipynb #10c08810
 @torch.no_grad()
-def forward_pass(model: nn.Module, xb):  # layers in `nn.Sequential`s; a batch
+def forward_pass(model: nn.Module, xb):  # a layer, or layers in `nn.Sequential`s; a batch
     "The outputs, and what the way back needs: a list of (layer, what went in)."
+    if not isinstance(model, nn.Sequential):
+        return model(xb), [(model, xb)]
     kept = []
-    for layer in model.modules():
-        if not isinstance(layer, nn.Sequential):
-            kept.append((layer, xb))
-            xb = layer(xb)
+    for layer in model:
+        xb, more = forward_pass(layer, xb)
+        kept += more
     return xb, kept
 
 # %% ../nbs/11_backward.ipynb #2e6d3d34
 @torch.no_grad()
 def backward_pass(kept, gy):  # the list of `forward_pass`, the gradient of the outputs
-    "Set `grad` of all parameters; return the gradient of what went in. TypeError for other layers."
+    "Add to the `grad` of all parameters; return the gradient of what went in. TypeError for other layers."
     for layer, x in reversed(kept):
         if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros":
             how = layer.stride, layer.padding, layer.dilation, layer.groups
-            gy, layer.weight.grad, gb = conv_backward(gy, x, layer.weight, *how)
-            if layer.bias is not None:
-                layer.bias.grad = gb
+            gy, *grads = conv_backward(gy, x, layer.weight, *how)
+            for p, g in zip((layer.weight, layer.bias), grads, strict=True):
+                if p is not None:
+                    p.grad = g if p.grad is None else p.grad + g
         elif isinstance(layer, nn.ReLU):
             gy = relu_backward(gy, x)
         elif isinstance(layer, nn.MaxPool2d) and not (

@@ -91,6 +91,7 @@ def test_a_run_has_the_losses_of_autograd(sample, dtype, most):
     opts = [optim.SGD(net.parameters(), lr=0.1) for net in nets]
     for i in range(0, 5000 if dtype == torch.float64 else 2000, 200):
         xb, yb = images[i : i + 200, None].to(dtype) / 255, labels[i : i + 200]
+        opts[0].zero_grad()
         logits, kept = forward_pass(nets[0], xb)
         backward_pass(kept, cross_entropy_backward(logits, yb))
         opts[1].zero_grad()
@@ -99,6 +100,18 @@ def test_a_run_has_the_losses_of_autograd(sample, dtype, most):
         assert abs(F.cross_entropy(logits, yb) - loss) < most
         for opt in opts:
             opt.step()
+
+
+def test_layers_that_are_used_twice_get_both_gradients():
+    twice, relu = nn.Conv2d(2, 2, 3, padding=1).double(), nn.ReLU()
+    block = nn.Sequential(twice, relu)
+    model, x = nn.Sequential(block, twice, relu, block, nn.ReLU()), torch.randn(2, 2, 5, 4).double()
+    y, kept = forward_pass(model, x)
+    assert len(kept) == 7 and torch.equal(y, model(x))
+    true = torch.autograd.grad((model(x) ** 2).sum(), twice.parameters())
+    backward_pass(kept, 2 * y)
+    for p, t in zip(twice.parameters(), true, strict=True):
+        assert torch.allclose(p.grad, t, atol=1e-10)
 
 
 def test_backward_pass_goes_through_any_conv_and_says_what_it_cannot():

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from slowconv.better import Residual, get_best_model
+from slowconv.best import Residual, get_best_model
 from slowconv.convs import conv, get_model
 from slowconv.inside import (
     layer_table,
