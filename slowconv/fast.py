@@ -33,92 +33,9 @@ IMAGES = 2 * LANES
 # sizes for the compiler, which knows how long a tuple is
 ONE, FOUR, SIXTEEN, REGISTER, FULL = ((0,) * n for n in (1, 4, 16, LANES, IMAGES))
 
-# %% ../nbs/10_fast.ipynb #92b81e55
-class Tile(types.Type):
-    "Rows of numbers that stay in vector registers: a type for Numba's compiler."
-
-    def __init__(self, dtype, rows, lanes):
-        self.dtype, self.rows, self.lanes = dtype, rows, lanes
-        super().__init__(f"Tile({dtype}, {rows}, {lanes})")
-
-
-@register_model(Tile)
-class _TileModel(models.PrimitiveModel):
-    def __init__(self, manager, tile):
-        number = manager.lookup(tile.dtype).get_value_type()
-        super().__init__(manager, tile, ir.ArrayType(ir.VectorType(number, tile.lanes), tile.rows))
-
-
-def _addresses(context, builder, sig, args, tile):
-    (array, i, step), row = args[:3], context.get_value_type(tile).element.as_pointer()
-    data = context.make_array(sig.args[0])(context, builder, array).data
-    at = [builder.add(i, builder.mul(step, step.type(k))) for k in range(tile.rows)]
-    return [builder.bitcast(builder.gep(data, [k]), row) for k in at]
-
-# %% ../nbs/10_fast.ipynb #55068515
-@intrinsic
-def load(ctx, array, i, step, rows, lanes):
-    "Tile whose row k is `array[i + k * step :]`, as many numbers as `lanes` is long."
-    tile = Tile(array.dtype, rows.count, lanes.count)
-
-    def write(context, builder, sig, args):
-        at = _addresses(context, builder, sig, args, tile)
-        return pack_array(builder, [builder.load(p, align=4) for p in at])
-
-    return tile(array, types.int64, types.int64, rows, lanes), write
-
-
-@intrinsic
-def store(ctx, array, i, step, tile):
-    "`array[i + k * step :]` = row k, for all rows."
-
-    def write(context, builder, sig, args):
-        at = _addresses(context, builder, sig, args, tile)
-        for p, row in zip(at, unpack_tuple(builder, args[3]), strict=True):
-            builder.store(row, p, align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, types.int64, tile), write
-
-# %% ../nbs/10_fast.ipynb #8acca853
-def _shuffle(builder, x, y, lanes):
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
-    return builder.shuffle_vector(x, y, mask)
-
-
-@intrinsic
-def fma(ctx, acc, xs, ys):
-    "acc[j * len(ys) + k] + xs[j] * ys[k]; where xs has one lane, it counts for all lanes of ys."
-
-    def write(context, builder, sig, args):
-        acc, left, right = (unpack_tuple(builder, tile) for tile in args)
-        if xs.lanes < ys.lanes:
-            left = [_shuffle(builder, x, x, [0] * ys.lanes) for x in left]
-        fused = {"flags": ("contract",)}  # multiply and add in one instruction
-        pairs = zip(acc, [builder.fmul(x, y, **fused) for x in left for y in right], strict=True)
-        return pack_array(builder, [builder.fadd(*pair, **fused) for pair in pairs])
-
-    return acc(acc, xs, ys), write
-
 # %% ../nbs/10_fast.ipynb #ccd487f7
 _keep = __name__ != "__main__"  # a function in a notebook has no file to be kept beside
 compiled, parallel = njit(cache=_keep), njit(cache=_keep, parallel=True)
-
-# %% ../nbs/10_fast.ipynb #2d504a0a
-_lock, _process = Lock(), os.getpid()
-
-
-def on_threads(work, *args):
-    "`work(*args)`, a function made by `parallel`, on as many threads as PyTorch has."
-    args = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in args]
-    if os.getpid() != _process:  # a forked process has none of its parent's threads
-        return work.py_func(*args)
-    threads = torch.get_num_threads()
-    with _lock:  # not all of Numba's ways to share work can serve two at once
-        set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
-        work(*args)
-    if torch.get_num_threads() != threads:  # Numba told OpenMP to use all cores; PyTorch heard it
-        torch.set_num_threads(threads)
 
 # %% ../nbs/10_fast.ipynb #ba849920
 @parallel
@@ -199,19 +116,6 @@ def make_plan(layers, size):
     numbers = i + channels * math.prod(hw) * IMAGES  # of all maps of a block
     return (table.reshape(-1, 4), starts, pairs), (channels, *hw), numbers
 
-# %% ../nbs/10_fast.ipynb #cdf07c5c
-@intrinsic
-def gate(ctx, xs, ys):
-    "xs, with zeros where ys <= 0. NaN passes through, as in PyTorch's ReLU."
-
-    def write(context, builder, sig, args):
-        zero, rows = ir.Constant(context.get_value_type(xs).element, None), []
-        for x, y in zip(*(unpack_tuple(builder, tile) for tile in args), strict=True):
-            rows.append(builder.select(builder.fcmp_ordered("<=", y, zero), zero, x))
-        return pack_array(builder, rows)
-
-    return xs(xs, ys), write
-
 # %% ../nbs/10_fast.ipynb #26168d77
 @compiled
 def convolve_tiles(rows, s, block, gates, weights, rest):
@@ -245,24 +149,6 @@ def convolve(s, *args):  # four channels at a time, if there are four
     else:
         convolve_tiles(FOUR, s, *args)
 
-# %% ../nbs/10_fast.ipynb #10a00066
-@intrinsic
-def sums(ctx, tile, cols):
-    "The sum of each row, a tile with rows as long as `cols`. As many rows as a power of two."
-    shape = Tile(tile.dtype, tile.rows // cols.count, cols.count)
-
-    def write(context, builder, sig, args):
-        rows, n = unpack_tuple(builder, args[0]), tile.lanes
-        while len(rows) * n > tile.rows:  # add neighbours, until there's one number for each row
-            n //= 1 if len(rows) > 1 else 2
-            even, odd = range(0, 2 * n, 2), range(1, 2 * n, 2)
-            pairs = zip(rows[::2], rows[1::2] or rows, strict=True)
-            rows = [builder.fadd(*(_shuffle(builder, *p, m) for m in (even, odd))) for p in pairs]
-        found = [range(k, k + cols.count) for k in range(0, tile.rows, cols.count)]
-        return pack_array(builder, [_shuffle(builder, *rows, *rows, lanes) for lanes in found])
-
-    return shape(tile, cols), write
-
 # %% ../nbs/10_fast.ipynb #82948a21
 @compiled
 def weight_grad_tiles(tile, s, gw, gy, x, rest):
@@ -294,26 +180,6 @@ def weight_grad(s, *args):  # four filters times four channels, if there are as 
         weight_grad_tiles((FOUR, ONE, FOUR, FULL), s, *args)
     else:
         weight_grad_tiles((FOUR, FOUR, SIXTEEN, REGISTER), s, *args)
-
-# %% ../nbs/10_fast.ipynb #e0e0b354
-@compiled
-def pack(block, x, b):
-    "Fill a block, [P,IMAGES], with its images of x [N,P], and with zeros if there are too few."
-    n, first = x.shape[1], b * IMAGES
-    if first + IMAGES > len(x):
-        block[: n * IMAGES] = 0
-    for p in range(n):
-        for i in range(min(IMAGES, len(x) - first)):
-            store(block, p * IMAGES + i, 0, load(x, (first + i) * n + p, 0, ONE, ONE))
-
-
-@compiled
-def unpack(x, block, b):
-    "Hand a block, [P,IMAGES], back to its images of x [N,P]."
-    n, first = x.shape[1], b * IMAGES
-    for p in range(n):
-        for i in range(min(IMAGES, len(x) - first)):
-            store(x, (first + i) * n + p, 0, load(block, p * IMAGES + i, 0, ONE, ONE))
 
 # %% ../nbs/10_fast.ipynb #873b25cd
 @compiled
@@ -353,6 +219,216 @@ def backward(gweights, gx, gy, maps, weights, table, starts, pairs):
         block_backward(gweights[b], grads, maps[b], weights, table, rest, len(gx) > 0)
         if len(gx):
             unpack(gx, grads, b)
+
+# %% ../nbs/10_fast.ipynb #4d0600de
+@compiled
+def word(a, b, c, d):
+    "Four bytes, side by side in eight"
+    u = np.uint64
+    return u(a) | u(b) << u(8) | u(c) << u(16) | u(d) << u(24)
+
+
+@compiled
+def gather(block, pixels, images, idx):
+    "Fill a block with `images[idx]`, bytes [N,P], divided by 255; idx is as long as IMAGES."
+    words = pixels.view(np.uint64)
+    for i in range(0, IMAGES, 8):
+        a, b, c, d = images[idx[i]], images[idx[i + 1]], images[idx[i + 2]], images[idx[i + 3]]
+        e, f, g, h = images[idx[i + 4]], images[idx[i + 5]], images[idx[i + 6]], images[idx[i + 7]]
+        for p in range(images.shape[1]):
+            low, high = word(a[p], b[p], c[p], d[p]), word(e[p], f[p], g[p], h[p])
+            words[(p * IMAGES + i) // 8] = low | high << np.uint64(32)
+    for k in range(len(pixels)):
+        block[k] = pixels[k] * block.dtype.type(1 / 255)
+
+# %% ../nbs/10_fast.ipynb #e97d29b3
+@compiled
+def cross_entropy(gy, y, labels, n):
+    "A block's loss, summed, from its logits y [C,IMAGES]; the gradient of the mean over n images goes to gy."
+    top, total, loss = y[:IMAGES].copy(), np.zeros(IMAGES, y.dtype), 0.0
+    for k in range(len(y)):
+        top[k % IMAGES] = max(top[k % IMAGES], y[k])
+    for k in range(len(y)):  # without its largest logit, no exponential is too large
+        gy[k] = math.exp(y[k] - top[k % IMAGES])
+        total[k % IMAGES] += gy[k]
+    for k in range(len(y)):  # images that are only there to fill the block have no gradient
+        gy[k] *= (k % IMAGES < len(labels)) / (total[k % IMAGES] * n)
+    for i, label in enumerate(labels):
+        k = label * IMAGES + i
+        loss += math.log(total[i]) + top[i] - y[k]
+        gy[k] -= 1 / n
+    return loss
+
+# %% ../nbs/10_fast.ipynb #bd4646e9
+@compiled
+def update(weights, velocity, gweights, lr, momentum):
+    "A step of SGD with the sum of `gweights`, a row a block."
+    for w in range(len(weights)):
+        velocity[w] *= momentum
+    for b in range(len(gweights)):
+        for w in range(len(weights)):
+            velocity[w] += gweights[b, w]
+    for w in range(len(weights)):
+        weights[w] -= lr * velocity[w]
+
+
+@parallel
+def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
+    "A step of SGD for each of `lrs`; `data`: images, bytes [N,P], labels [N], their order, batch size."
+    (images, labels, order, bs), (table, starts, pairs), last = data, plan, plan[0][-1, 0].at
+    rest = np.zeros(IMAGES, weights.dtype), np.ones(IMAGES, weights.dtype), starts, pairs
+    loss, gweights = np.empty(bs), np.empty((-(-bs // IMAGES), len(weights)), weights.dtype)
+    pixels = np.empty((len(scratch), images.shape[1] * IMAGES), np.uint8)
+    for step in range(len(lrs)):
+        batch = order[step * bs : (step + 1) * bs]
+        blocks = -(-len(batch) // IMAGES)
+        for thread in prange(len(scratch)):
+            here, grads = scratch[thread]
+            for b in range(thread, blocks, len(scratch)):
+                mine = labels[batch[b * IMAGES : (b + 1) * IMAGES]]
+                idx = batch[(b * IMAGES + np.arange(IMAGES)) % len(batch)]
+                gather(here, pixels[thread], images, idx)
+                block_forward(here, weights, table, rest)
+                loss[b] = cross_entropy(grads[last:], here[last:], mine, len(batch))
+                block_backward(gweights[b], grads, here, weights, table, rest, False)
+        losses[step] = 0
+        for b in range(blocks):
+            losses[step] += loss[b] / len(batch)
+        update(weights, velocity, gweights[:blocks], lrs[step], momentum)
+
+# %% ../nbs/10_fast.ipynb #92b81e55
+class Tile(types.Type):
+    "Rows of numbers that stay in vector registers: a type for Numba's compiler."
+
+    def __init__(self, dtype, rows, lanes):
+        self.dtype, self.rows, self.lanes = dtype, rows, lanes
+        super().__init__(f"Tile({dtype}, {rows}, {lanes})")
+
+
+@register_model(Tile)
+class _TileModel(models.PrimitiveModel):
+    def __init__(self, manager, tile):
+        number = manager.lookup(tile.dtype).get_value_type()
+        super().__init__(manager, tile, ir.ArrayType(ir.VectorType(number, tile.lanes), tile.rows))
+
+
+def _addresses(context, builder, sig, args, tile):
+    (array, i, step), row = args[:3], context.get_value_type(tile).element.as_pointer()
+    data = context.make_array(sig.args[0])(context, builder, array).data
+    at = [builder.add(i, builder.mul(step, step.type(k))) for k in range(tile.rows)]
+    return [builder.bitcast(builder.gep(data, [k]), row) for k in at]
+
+# %% ../nbs/10_fast.ipynb #55068515
+@intrinsic
+def load(ctx, array, i, step, rows, lanes):
+    "Tile whose row k is `array[i + k * step :]`, as many numbers as `lanes` is long."
+    tile = Tile(array.dtype, rows.count, lanes.count)
+
+    def write(context, builder, sig, args):
+        at = _addresses(context, builder, sig, args, tile)
+        return pack_array(builder, [builder.load(p, align=4) for p in at])
+
+    return tile(array, types.int64, types.int64, rows, lanes), write
+
+
+@intrinsic
+def store(ctx, array, i, step, tile):
+    "`array[i + k * step :]` = row k, for all rows."
+
+    def write(context, builder, sig, args):
+        at = _addresses(context, builder, sig, args, tile)
+        for p, row in zip(at, unpack_tuple(builder, args[3]), strict=True):
+            builder.store(row, p, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, tile), write
+
+# %% ../nbs/10_fast.ipynb #8acca853
+def _shuffle(builder, x, y, lanes):
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+    return builder.shuffle_vector(x, y, mask)
+
+
+@intrinsic
+def fma(ctx, acc, xs, ys):
+    "acc[j * len(ys) + k] + xs[j] * ys[k]; where xs has one lane, it counts for all lanes of ys."
+
+    def write(context, builder, sig, args):
+        acc, left, right = (unpack_tuple(builder, tile) for tile in args)
+        if xs.lanes < ys.lanes:
+            left = [_shuffle(builder, x, x, [0] * ys.lanes) for x in left]
+        fused = {"flags": ("contract",)}  # multiply and add in one instruction
+        pairs = zip(acc, [builder.fmul(x, y, **fused) for x in left for y in right], strict=True)
+        return pack_array(builder, [builder.fadd(*pair, **fused) for pair in pairs])
+
+    return acc(acc, xs, ys), write
+
+# %% ../nbs/10_fast.ipynb #cdf07c5c
+@intrinsic
+def gate(ctx, xs, ys):
+    "xs, with zeros where ys <= 0. NaN passes through, as in PyTorch's ReLU."
+
+    def write(context, builder, sig, args):
+        zero, rows = ir.Constant(context.get_value_type(xs).element, None), []
+        for x, y in zip(*(unpack_tuple(builder, tile) for tile in args), strict=True):
+            rows.append(builder.select(builder.fcmp_ordered("<=", y, zero), zero, x))
+        return pack_array(builder, rows)
+
+    return xs(xs, ys), write
+
+# %% ../nbs/10_fast.ipynb #10a00145
+@intrinsic
+def sums(ctx, tile, cols):
+    "The sum of each row, a tile with rows as long as `cols`. As many rows as a power of two."
+    shape = Tile(tile.dtype, tile.rows // cols.count, cols.count)
+
+    def write(context, builder, sig, args):
+        rows, n = unpack_tuple(builder, args[0]), tile.lanes
+        while len(rows) * n > tile.rows:  # add neighbours, until there's one number for each row
+            n //= 1 if len(rows) > 1 else 2
+            even, odd = range(0, 2 * n, 2), range(1, 2 * n, 2)
+            pairs = zip(rows[::2], rows[1::2] or rows, strict=True)
+            rows = [builder.fadd(*(_shuffle(builder, *p, m) for m in (even, odd))) for p in pairs]
+        found = [range(k, k + cols.count) for k in range(0, tile.rows, cols.count)]
+        return pack_array(builder, [_shuffle(builder, *rows, *rows, lanes) for lanes in found])
+
+    return shape(tile, cols), write
+
+# %% ../nbs/10_fast.ipynb #2d504a0a
+_lock, _process = Lock(), os.getpid()
+
+
+def on_threads(work, *args):
+    "`work(*args)`, a function made by `parallel`, on as many threads as PyTorch has."
+    args = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in args]
+    if os.getpid() != _process:  # a forked process has none of its parent's threads
+        return work.py_func(*args)
+    threads = torch.get_num_threads()
+    with _lock:  # not all of Numba's ways to share work can serve two at once
+        set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+        work(*args)
+    if torch.get_num_threads() != threads:  # Numba told OpenMP to use all cores; PyTorch heard it
+        torch.set_num_threads(threads)
+
+# %% ../nbs/10_fast.ipynb #e0e0b354
+@compiled
+def pack(block, x, b):
+    "Fill a block, [P,IMAGES], with its images of x [N,P], and with zeros if there are too few."
+    n, first = x.shape[1], b * IMAGES
+    if first + IMAGES > len(x):
+        block[: n * IMAGES] = 0
+    for p in range(n):
+        for i in range(min(IMAGES, len(x) - first)):
+            store(block, p * IMAGES + i, 0, load(x, (first + i) * n + p, 0, ONE, ONE))
+
+
+@compiled
+def unpack(x, block, b):
+    "Hand a block, [P,IMAGES], back to its images of x [N,P]."
+    n, first = x.shape[1], b * IMAGES
+    for p in range(n):
+        for i in range(min(IMAGES, len(x) - first)):
+            store(x, (first + i) * n + p, 0, load(block, p * IMAGES + i, 0, ONE, ONE))
 
 # %% ../nbs/10_fast.ipynb #8eeeeedd
 class _Convs(torch.autograd.Function):
@@ -466,79 +542,3 @@ class FastNet(nn.Module):
         arrays = losses, lrs.expand(n), momentum, self.weights, self.velocity, data, scratch
         on_threads(train_steps, *arrays, plan)
         return losses
-
-# %% ../nbs/10_fast.ipynb #4d0600de
-@compiled
-def word(a, b, c, d):
-    "Four bytes, side by side in eight"
-    u = np.uint64
-    return u(a) | u(b) << u(8) | u(c) << u(16) | u(d) << u(24)
-
-
-@compiled
-def gather(block, pixels, images, idx):
-    "Fill a block with `images[idx]`, bytes [N,P], divided by 255; idx is as long as IMAGES."
-    words = pixels.view(np.uint64)
-    for i in range(0, IMAGES, 8):
-        a, b, c, d = images[idx[i]], images[idx[i + 1]], images[idx[i + 2]], images[idx[i + 3]]
-        e, f, g, h = images[idx[i + 4]], images[idx[i + 5]], images[idx[i + 6]], images[idx[i + 7]]
-        for p in range(images.shape[1]):
-            low, high = word(a[p], b[p], c[p], d[p]), word(e[p], f[p], g[p], h[p])
-            words[(p * IMAGES + i) // 8] = low | high << np.uint64(32)
-    for k in range(len(pixels)):
-        block[k] = pixels[k] * block.dtype.type(1 / 255)
-
-# %% ../nbs/10_fast.ipynb #e97d29b3
-@compiled
-def cross_entropy(gy, y, labels, n):
-    "A block's loss, summed, from its logits y [C,IMAGES]; the gradient of the mean over n images goes to gy."
-    top, total, loss = y[:IMAGES].copy(), np.zeros(IMAGES, y.dtype), 0.0
-    for k in range(len(y)):
-        top[k % IMAGES] = max(top[k % IMAGES], y[k])
-    for k in range(len(y)):  # without its largest logit, no exponential is too large
-        gy[k] = math.exp(y[k] - top[k % IMAGES])
-        total[k % IMAGES] += gy[k]
-    for k in range(len(y)):  # images that are only there to fill the block have no gradient
-        gy[k] *= (k % IMAGES < len(labels)) / (total[k % IMAGES] * n)
-    for i, label in enumerate(labels):
-        k = label * IMAGES + i
-        loss += math.log(total[i]) + top[i] - y[k]
-        gy[k] -= 1 / n
-    return loss
-
-# %% ../nbs/10_fast.ipynb #bd4646e9
-@compiled
-def update(weights, velocity, gweights, lr, momentum):
-    "A step of SGD with the sum of `gweights`, a row a block."
-    for w in range(len(weights)):
-        velocity[w] *= momentum
-    for b in range(len(gweights)):
-        for w in range(len(weights)):
-            velocity[w] += gweights[b, w]
-    for w in range(len(weights)):
-        weights[w] -= lr * velocity[w]
-
-
-@parallel
-def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
-    "A step of SGD for each of `lrs`; `data`: images, bytes [N,P], labels [N], their order, batch size."
-    (images, labels, order, bs), (table, starts, pairs), last = data, plan, plan[0][-1, 0].at
-    rest = np.zeros(IMAGES, weights.dtype), np.ones(IMAGES, weights.dtype), starts, pairs
-    loss, gweights = np.empty(bs), np.empty((-(-bs // IMAGES), len(weights)), weights.dtype)
-    pixels = np.empty((len(scratch), images.shape[1] * IMAGES), np.uint8)
-    for step in range(len(lrs)):
-        batch = order[step * bs : (step + 1) * bs]
-        blocks = -(-len(batch) // IMAGES)
-        for thread in prange(len(scratch)):
-            here, grads = scratch[thread]
-            for b in range(thread, blocks, len(scratch)):
-                mine = labels[batch[b * IMAGES : (b + 1) * IMAGES]]
-                idx = batch[(b * IMAGES + np.arange(IMAGES)) % len(batch)]
-                gather(here, pixels[thread], images, idx)
-                block_forward(here, weights, table, rest)
-                loss[b] = cross_entropy(grads[last:], here[last:], mine, len(batch))
-                block_backward(gweights[b], grads, here, weights, table, rest, False)
-        losses[step] = 0
-        for b in range(blocks):
-            losses[step] += loss[b] / len(batch)
-        update(weights, velocity, gweights[:blocks], lrs[step], momentum)
