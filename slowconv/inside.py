@@ -40,7 +40,7 @@ def seen_pixels(
     f: nn.Module,  # from images to maps, as model[:3]
     shape=(1, 28, 28),  # channels, rows, columns of an image
 ):  # bool [rows,cols,H,W]: for each unit of the maps, True for the pixels that it sees
-    "Measure what each unit sees, in any network: the pixels from which a NaN gets to it."
+    "Measure what each unit sees: the pixels from which a NaN gets to it."
     # in float32, fast convolutions may mix neighbouring windows, and a NaN gets into all of them
     f = copy.deepcopy(f).to("cpu", torch.float64).eval()
     channels, h, w = shape
@@ -57,7 +57,7 @@ def top_patches(
     xb,  # images
     k: int = 8,  # windows per filter, each from another image
 ):  # windows [nf,k,C,size,size], NaN beyond the image; the filter's answers to them [nf,k]
-    "The windows that each filter answers to most."
+    "The windows that each filter responds to most strongly."
     maps = torch.cat([f(x) for x in xb.split(1000)])
     answers, places = maps.flatten(2).max(2)  # [N,nf]: the largest of each map, and where
     answers, idxs = answers.topk(k, dim=0)  # [k,nf]: in which images it's largest
