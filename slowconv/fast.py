@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 IMAGES = 2 * LANES
 # sizes for the compiler, which knows how long a tuple is
-ONE, FOUR, SIXTEEN, REGISTER, FULL = ((0,) * n for n in (1, 4, 16, LANES, IMAGES))
+ONE, FOUR, REGISTER, FULL = ((0,) * n for n in (1, 4, LANES, IMAGES))
 
 # %% ../nbs/10_fast.ipynb #ccd487f7
 _keep = __name__ != "__main__"  # a function in a notebook has no file to be kept beside
@@ -150,6 +150,11 @@ def convolve(s, *args):  # four channels at a time, if there are four
         convolve_tiles(FOUR, s, *args)
 
 # %% ../nbs/10_fast.ipynb #82948a21
+# four channels, if there are 32 registers for their 16 sums, and two if there are 16
+COLS = (0,) * (4 if LANES == 16 else 2)
+SUMS = 4 * COLS
+
+
 @compiled
 def weight_grad_tiles(tile, s, gw, gy, x, rest):
     "Sum s, a few filters times a few channels at a time: gradients, summed over the block's images."
@@ -179,7 +184,7 @@ def weight_grad(s, *args):  # four filters times four channels, if there are as 
     elif s.depth < 4:
         weight_grad_tiles((FOUR, ONE, FOUR, FULL), s, *args)
     else:
-        weight_grad_tiles((FOUR, FOUR, SIXTEEN, REGISTER), s, *args)
+        weight_grad_tiles((FOUR, COLS, SUMS, REGISTER), s, *args)
 
 # %% ../nbs/10_fast.ipynb #873b25cd
 @compiled
@@ -389,8 +394,8 @@ def sums(ctx, tile, cols):
             even, odd = range(0, 2 * n, 2), range(1, 2 * n, 2)
             pairs = zip(rows[::2], rows[1::2] or rows, strict=True)
             rows = [builder.fadd(*(_shuffle(builder, *p, m) for m in (even, odd))) for p in pairs]
-        found = [range(k, k + cols.count) for k in range(0, tile.rows, cols.count)]
-        return pack_array(builder, [_shuffle(builder, *rows, *rows, lanes) for lanes in found])
+        parts = [(row, range(k, k + cols.count)) for row in rows for k in range(0, n, cols.count)]
+        return pack_array(builder, [_shuffle(builder, row, row, lanes) for row, lanes in parts])
 
     return shape(tile, cols), write
 

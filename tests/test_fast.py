@@ -2,8 +2,10 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -366,6 +368,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 def test_without_numba_it_says_what_to_install():
     code = """
 import sys
+import tempfile
 sys.modules["numba"] = None  # as if it were not installed
 try:
     import slowconv.fast
@@ -380,3 +383,27 @@ def test_nothing_else_loads_numba():
     code = "from slowconv import fit, fashion_mnist, get_model; import sys; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+def test_registers_of_another_length():
+    code = """
+import copy, torch
+from llvmlite import binding
+real = binding.get_host_cpu_features()
+
+class Features(dict):  # Numba still sees the real ones
+    flatten = real.flatten
+
+binding.get_host_cpu_features = lambda: Features(avx512f=not real.get("avx512f"))
+from slowconv.convs import get_model
+from slowconv.fast import FastNet, channels_last
+model, x = get_model().cpu(), torch.rand(50, 1, 28, 28)
+net = FastNet(copy.deepcopy(model))
+for m in (net, model):
+    m(x).logsumexp(1).sum().backward()
+want = torch.cat([channels_last(p.grad).flatten() for p in model.parameters()])
+torch.testing.assert_close(net.weights.grad / want.abs().max(), want / want.abs().max(), rtol=0, atol=1e-5)
+"""
+    with tempfile.TemporaryDirectory() as cache:  # what's compiled here is for no other process
+        env = os.environ | {"NUMBA_CACHE_DIR": cache}
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=env)
