@@ -71,6 +71,104 @@ def meet(size, ks, stride, pad):
     inside = (0 <= y) & (y < h) & (0 <= x) & (x < w)
     return np.stack([oy * wo + ox, y * w + x, ky * kw + kx])[:, inside], (ho, wo)
 
+# %% ../nbs/10_fast.ipynb #92b81e55
+class Tile(types.Type):
+    "Rows of numbers that stay in vector registers: a type for Numba's compiler."
+
+    def __init__(self, dtype, rows, lanes):
+        self.dtype, self.rows, self.lanes = dtype, rows, lanes
+        super().__init__(f"Tile({dtype}, {rows}, {lanes})")
+
+
+@register_model(Tile)
+class _TileModel(models.PrimitiveModel):
+    def __init__(self, manager, tile):
+        number = manager.lookup(tile.dtype).get_value_type()
+        super().__init__(manager, tile, ir.ArrayType(ir.VectorType(number, tile.lanes), tile.rows))
+
+
+def _addresses(context, builder, sig, args, tile):
+    (array, i, step), row = args[:3], context.get_value_type(tile).element.as_pointer()
+    data = context.make_array(sig.args[0])(context, builder, array).data
+    at = [builder.add(i, builder.mul(step, step.type(k))) for k in range(tile.rows)]
+    return [builder.bitcast(builder.gep(data, [k]), row) for k in at]
+
+# %% ../nbs/10_fast.ipynb #55068515
+@intrinsic
+def load(ctx, array, i, step, rows, lanes):
+    "Tile whose row k is `array[i + k * step :]`, as many numbers as `lanes` is long."
+    tile = Tile(array.dtype, rows.count, lanes.count)
+
+    def write(context, builder, sig, args):
+        at = _addresses(context, builder, sig, args, tile)
+        return pack_array(builder, [builder.load(p, align=4) for p in at])
+
+    return tile(array, types.int64, types.int64, rows, lanes), write
+
+
+@intrinsic
+def store(ctx, array, i, step, tile):
+    "`array[i + k * step :]` = row k, for all rows."
+
+    def write(context, builder, sig, args):
+        at = _addresses(context, builder, sig, args, tile)
+        for p, row in zip(at, unpack_tuple(builder, args[3]), strict=True):
+            builder.store(row, p, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, tile), write
+
+# %% ../nbs/10_fast.ipynb #8acca853
+def _shuffle(builder, x, y, lanes):
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+    return builder.shuffle_vector(x, y, mask)
+
+
+@intrinsic
+def fma(ctx, acc, xs, ys):
+    "acc[j * len(ys) + k] + xs[j] * ys[k]; where xs has one lane, it counts for all lanes of ys."
+
+    def write(context, builder, sig, args):
+        acc, left, right = (unpack_tuple(builder, tile) for tile in args)
+        if xs.lanes < ys.lanes:
+            left = [_shuffle(builder, x, x, [0] * ys.lanes) for x in left]
+        fused = {"flags": ("contract",)}  # multiply and add in one instruction
+        pairs = zip(acc, [builder.fmul(x, y, **fused) for x in left for y in right], strict=True)
+        return pack_array(builder, [builder.fadd(*pair, **fused) for pair in pairs])
+
+    return acc(acc, xs, ys), write
+
+# %% ../nbs/10_fast.ipynb #cdf07c5c
+@intrinsic
+def gate(ctx, xs, ys):
+    "xs, with zeros where ys <= 0. NaN passes through, as in PyTorch's ReLU."
+
+    def write(context, builder, sig, args):
+        zero, rows = ir.Constant(context.get_value_type(xs).element, None), []
+        for x, y in zip(*(unpack_tuple(builder, tile) for tile in args), strict=True):
+            rows.append(builder.select(builder.fcmp_ordered("<=", y, zero), zero, x))
+        return pack_array(builder, rows)
+
+    return xs(xs, ys), write
+
+# %% ../nbs/10_fast.ipynb #10a00135
+@intrinsic
+def sums(ctx, tile, cols):
+    "The sum of each row, a tile with rows as long as `cols`. As many rows as a power of two."
+    shape = Tile(tile.dtype, tile.rows // cols.count, cols.count)
+
+    def write(context, builder, sig, args):
+        rows, n = unpack_tuple(builder, args[0]), tile.lanes
+        while len(rows) * n > tile.rows:  # add neighbours, until there's one number for each row
+            n //= 1 if len(rows) > 1 else 2
+            even, odd = range(0, 2 * n, 2), range(1, 2 * n, 2)
+            pairs = zip(rows[::2], rows[1::2] or rows, strict=True)
+            rows = [builder.fadd(*(_shuffle(builder, *p, m) for m in (even, odd))) for p in pairs]
+        parts = [(row, range(k, k + cols.count)) for row in rows for k in range(0, n, cols.count)]
+        return pack_array(builder, [_shuffle(builder, row, row, lanes) for row, lanes in parts])
+
+    return shape(tile, cols), write
+
 # %% ../nbs/10_fast.ipynb #21516712
 @lru_cache
 def make_plan(layers, size):
@@ -225,6 +323,42 @@ def backward(gweights, gx, gy, maps, weights, table, starts, pairs):
         if len(gx):
             unpack(gx, grads, b)
 
+# %% ../nbs/10_fast.ipynb #2d504a0a
+_lock, _process = Lock(), os.getpid()
+
+
+def on_threads(work, *args):
+    "`work(*args)`, a function made by `parallel`, on as many threads as PyTorch has."
+    args = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in args]
+    if os.getpid() != _process:  # a forked process has none of its parent's threads
+        return work.py_func(*args)
+    threads = torch.get_num_threads()
+    with _lock:  # not all of Numba's ways to share work can serve two at once
+        set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+        work(*args)
+    if torch.get_num_threads() != threads:  # Numba told OpenMP to use all cores; PyTorch heard it
+        torch.set_num_threads(threads)
+
+# %% ../nbs/10_fast.ipynb #e0e0b354
+@compiled
+def pack(block, x, b):
+    "Fill a block, [P,IMAGES], with its images of x [N,P], and with zeros if there are too few."
+    n, first = x.shape[1], b * IMAGES
+    if first + IMAGES > len(x):
+        block[: n * IMAGES] = 0
+    for p in range(n):
+        for i in range(min(IMAGES, len(x) - first)):
+            store(block, p * IMAGES + i, 0, load(x, (first + i) * n + p, 0, ONE, ONE))
+
+
+@compiled
+def unpack(x, block, b):
+    "Hand a block, [P,IMAGES], back to its images of x [N,P]."
+    n, first = x.shape[1], b * IMAGES
+    for p in range(n):
+        for i in range(min(IMAGES, len(x) - first)):
+            store(x, (first + i) * n + p, 0, load(block, p * IMAGES + i, 0, ONE, ONE))
+
 # %% ../nbs/10_fast.ipynb #4d0600de
 @compiled
 def word(a, b, c, d):
@@ -300,140 +434,6 @@ def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
         for b in range(blocks):
             losses[step] += loss[b] / len(batch)
         update(weights, velocity, gweights[:blocks], lrs[step], momentum)
-
-# %% ../nbs/10_fast.ipynb #92b81e55
-class Tile(types.Type):
-    "Rows of numbers that stay in vector registers: a type for Numba's compiler."
-
-    def __init__(self, dtype, rows, lanes):
-        self.dtype, self.rows, self.lanes = dtype, rows, lanes
-        super().__init__(f"Tile({dtype}, {rows}, {lanes})")
-
-
-@register_model(Tile)
-class _TileModel(models.PrimitiveModel):
-    def __init__(self, manager, tile):
-        number = manager.lookup(tile.dtype).get_value_type()
-        super().__init__(manager, tile, ir.ArrayType(ir.VectorType(number, tile.lanes), tile.rows))
-
-
-def _addresses(context, builder, sig, args, tile):
-    (array, i, step), row = args[:3], context.get_value_type(tile).element.as_pointer()
-    data = context.make_array(sig.args[0])(context, builder, array).data
-    at = [builder.add(i, builder.mul(step, step.type(k))) for k in range(tile.rows)]
-    return [builder.bitcast(builder.gep(data, [k]), row) for k in at]
-
-# %% ../nbs/10_fast.ipynb #55068515
-@intrinsic
-def load(ctx, array, i, step, rows, lanes):
-    "Tile whose row k is `array[i + k * step :]`, as many numbers as `lanes` is long."
-    tile = Tile(array.dtype, rows.count, lanes.count)
-
-    def write(context, builder, sig, args):
-        at = _addresses(context, builder, sig, args, tile)
-        return pack_array(builder, [builder.load(p, align=4) for p in at])
-
-    return tile(array, types.int64, types.int64, rows, lanes), write
-
-
-@intrinsic
-def store(ctx, array, i, step, tile):
-    "`array[i + k * step :]` = row k, for all rows."
-
-    def write(context, builder, sig, args):
-        at = _addresses(context, builder, sig, args, tile)
-        for p, row in zip(at, unpack_tuple(builder, args[3]), strict=True):
-            builder.store(row, p, align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, types.int64, tile), write
-
-# %% ../nbs/10_fast.ipynb #8acca853
-def _shuffle(builder, x, y, lanes):
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
-    return builder.shuffle_vector(x, y, mask)
-
-
-@intrinsic
-def fma(ctx, acc, xs, ys):
-    "acc[j * len(ys) + k] + xs[j] * ys[k]; where xs has one lane, it counts for all lanes of ys."
-
-    def write(context, builder, sig, args):
-        acc, left, right = (unpack_tuple(builder, tile) for tile in args)
-        if xs.lanes < ys.lanes:
-            left = [_shuffle(builder, x, x, [0] * ys.lanes) for x in left]
-        fused = {"flags": ("contract",)}  # multiply and add in one instruction
-        pairs = zip(acc, [builder.fmul(x, y, **fused) for x in left for y in right], strict=True)
-        return pack_array(builder, [builder.fadd(*pair, **fused) for pair in pairs])
-
-    return acc(acc, xs, ys), write
-
-# %% ../nbs/10_fast.ipynb #cdf07c5c
-@intrinsic
-def gate(ctx, xs, ys):
-    "xs, with zeros where ys <= 0. NaN passes through, as in PyTorch's ReLU."
-
-    def write(context, builder, sig, args):
-        zero, rows = ir.Constant(context.get_value_type(xs).element, None), []
-        for x, y in zip(*(unpack_tuple(builder, tile) for tile in args), strict=True):
-            rows.append(builder.select(builder.fcmp_ordered("<=", y, zero), zero, x))
-        return pack_array(builder, rows)
-
-    return xs(xs, ys), write
-
-# %% ../nbs/10_fast.ipynb #10a00145
-@intrinsic
-def sums(ctx, tile, cols):
-    "The sum of each row, a tile with rows as long as `cols`. As many rows as a power of two."
-    shape = Tile(tile.dtype, tile.rows // cols.count, cols.count)
-
-    def write(context, builder, sig, args):
-        rows, n = unpack_tuple(builder, args[0]), tile.lanes
-        while len(rows) * n > tile.rows:  # add neighbours, until there's one number for each row
-            n //= 1 if len(rows) > 1 else 2
-            even, odd = range(0, 2 * n, 2), range(1, 2 * n, 2)
-            pairs = zip(rows[::2], rows[1::2] or rows, strict=True)
-            rows = [builder.fadd(*(_shuffle(builder, *p, m) for m in (even, odd))) for p in pairs]
-        parts = [(row, range(k, k + cols.count)) for row in rows for k in range(0, n, cols.count)]
-        return pack_array(builder, [_shuffle(builder, row, row, lanes) for row, lanes in parts])
-
-    return shape(tile, cols), write
-
-# %% ../nbs/10_fast.ipynb #2d504a0a
-_lock, _process = Lock(), os.getpid()
-
-
-def on_threads(work, *args):
-    "`work(*args)`, a function made by `parallel`, on as many threads as PyTorch has."
-    args = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in args]
-    if os.getpid() != _process:  # a forked process has none of its parent's threads
-        return work.py_func(*args)
-    threads = torch.get_num_threads()
-    with _lock:  # not all of Numba's ways to share work can serve two at once
-        set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
-        work(*args)
-    if torch.get_num_threads() != threads:  # Numba told OpenMP to use all cores; PyTorch heard it
-        torch.set_num_threads(threads)
-
-# %% ../nbs/10_fast.ipynb #e0e0b354
-@compiled
-def pack(block, x, b):
-    "Fill a block, [P,IMAGES], with its images of x [N,P], and with zeros if there are too few."
-    n, first = x.shape[1], b * IMAGES
-    if first + IMAGES > len(x):
-        block[: n * IMAGES] = 0
-    for p in range(n):
-        for i in range(min(IMAGES, len(x) - first)):
-            store(block, p * IMAGES + i, 0, load(x, (first + i) * n + p, 0, ONE, ONE))
-
-
-@compiled
-def unpack(x, block, b):
-    "Hand a block, [P,IMAGES], back to its images of x [N,P]."
-    n, first = x.shape[1], b * IMAGES
-    for p in range(n):
-        for i in range(min(IMAGES, len(x) - first)):
-            store(x, (first + i) * n + p, 0, load(block, p * IMAGES + i, 0, ONE, ONE))
 
 # %% ../nbs/10_fast.ipynb #8eeeeedd
 class _Convs(torch.autograd.Function):
