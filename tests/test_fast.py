@@ -1,8 +1,11 @@
 "Our own convolution: PyTorch is the oracle, over shapes, types, threads and whole runs."
 
 import copy
+import json
+import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn, optim
 
 from slowconv.convs import conv, get_model
-from slowconv.fast import IMAGES, FastNet
+from slowconv.fast import IMAGES, FastNet, channels_last
 from slowconv.training import fit
 
 root = Path(__file__).parents[1]
@@ -29,7 +32,7 @@ def threads():
 
 
 def flat(params):
-    return torch.cat([p.flatten() for p in params])
+    return torch.cat([channels_last(p).flatten() for p in params])
 
 
 @st.composite
@@ -207,6 +210,74 @@ def test_fit_gives_pytorch_s_losses_step_by_step(make):
     assert losses[0][-1] < losses[0][0]
 
 
+def digits(n):
+    torch.manual_seed(0)
+    return torch.randint(256, (n, 1, 28, 28), dtype=torch.uint8), torch.randint(10, (n,))
+
+
+@pytest.mark.parametrize("n, bs", [(200, 70), (100, 1), (40, 256)])
+def test_an_epoch_in_one_call_has_pytorch_s_losses_step_by_step(n, bs):
+    images, labels = digits(n)
+    model, momentum = get_model().cpu().double(), 0.9
+    net = FastNet(copy.deepcopy(model))
+    opt, losses, found = optim.SGD(model.parameters(), lr=0.1, momentum=momentum), [], []
+    for epoch in range(2):
+        lrs = torch.rand(-(-n // bs)).tolist()
+        torch.manual_seed(epoch)
+        for lr, idx in zip(lrs, torch.randperm(n).split(bs), strict=True):
+            opt.param_groups[0]["lr"] = lr
+            losses.append(F.cross_entropy(model(images[idx].double() / 255), labels[idx]))
+            opt.zero_grad()
+            losses[-1].backward()
+            opt.step()
+        torch.manual_seed(epoch)
+        found += net.train_epoch(images, labels, lrs, momentum, bs)
+    torch.testing.assert_close(torch.stack(found), torch.stack(losses), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(net.weights, flat(model.parameters()), rtol=1e-8, atol=1e-9)
+
+
+def test_threads_make_no_difference_to_an_epoch():
+    images, labels = digits(500)
+    start, weights = get_model().cpu(), []
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        torch.manual_seed(1)
+        net = FastNet(copy.deepcopy(start))
+        net.train_epoch(images, labels, 0.1, 0.9, bs=100)
+        weights.append(net.weights)
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ({"images": torch.rand(20, 1, 28, 28)}, "float32"),
+        ({"labels": torch.zeros(19, dtype=torch.int64)}, "19 labels"),
+        ({"labels": torch.full((20,), 10)}, "labels (10, 10)"),
+        ({"labels": torch.full((20,), -1)}, "labels (-1, -1)"),
+        ({"images": torch.zeros(20, 1, 99, 28, dtype=torch.uint8)}, "maps of [4, 1]"),
+        ({"bs": 0}, "bs=0"),
+        ({"lr": [0.1, 0.1]}, "2 learning rates"),
+    ],
+)
+def test_an_epoch_that_cannot_be(change, part):
+    images, labels = digits(20)
+    net = FastNet(get_model().cpu())
+    before = net.weights.clone()
+    with pytest.raises(ValueError) as e:
+        net.train_epoch(**{"images": images, "labels": labels, "lr": 0.1} | change)
+    assert part in str(e.value)
+    assert torch.equal(net.weights, before)
+
+
+def test_it_is_not_converted_without_its_model():
+    net = FastNet(get_model().cpu())
+    for change in (net.double, lambda: net.to("meta")):
+        with pytest.raises(TypeError, match="make a new FastNet"):
+            change()
+    assert net.float().cpu() is net
+
+
 def test_evaluating_keeps_no_graph():
     net = FastNet(get_model().cpu())
     with torch.no_grad():
@@ -263,6 +334,20 @@ def test_a_second_backward_is_refused_as_by_pytorch():
         y.backward()
 
 
+def test_the_lines_of_speedrun_are_of_its_networks(monkeypatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    from speedrun import chain, network
+
+    lines = map(json.loads, (root / "benchmarks" / "speedrun.jsonl").read_text().splitlines())
+    runs = [r for r in lines if r["step"] == "choose"]
+    for name, config in chain.items():
+        net = FastNet(network(config))
+        assert net.plan((1, 28, 28))[1] == (10, 1, 1)
+        mine = [r for r in runs if r["change"] == name]
+        assert [r["seed"] for r in mine] == [0, 1, 2]
+        assert all((config | {"parameters": len(net.weights)}).items() <= r.items() for r in mine)
+
+
 def test_works_after_a_fork():
     code = """
 import os, torch
@@ -283,6 +368,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 def test_without_numba_it_says_what_to_install():
     code = """
 import sys
+import tempfile
 sys.modules["numba"] = None  # as if it were not installed
 try:
     import slowconv.fast
@@ -297,3 +383,27 @@ def test_nothing_else_loads_numba():
     code = "from slowconv import fit, fashion_mnist, get_model; import sys; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+def test_registers_of_another_length():
+    code = """
+import copy, torch
+from llvmlite import binding
+real = binding.get_host_cpu_features()
+
+class Features(dict):  # Numba still sees the real ones
+    flatten = real.flatten
+
+binding.get_host_cpu_features = lambda: Features(avx512f=not real.get("avx512f"))
+from slowconv.convs import get_model
+from slowconv.fast import FastNet, channels_last
+model, x = get_model().cpu(), torch.rand(50, 1, 28, 28)
+net = FastNet(copy.deepcopy(model))
+for m in (net, model):
+    m(x).logsumexp(1).sum().backward()
+want = torch.cat([channels_last(p.grad).flatten() for p in model.parameters()])
+torch.testing.assert_close(net.weights.grad / want.abs().max(), want / want.abs().max(), rtol=0, atol=1e-5)
+"""
+    with tempfile.TemporaryDirectory() as cache:  # what's compiled here is for no other process
+        env = os.environ | {"NUMBA_CACHE_DIR": cache}
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=env)
