@@ -151,7 +151,7 @@ def gate(ctx, xs, ys):
 
     return xs(xs, ys), write
 
-# %% ../nbs/10_fast.ipynb #10a00135
+# %% ../nbs/10_fast.ipynb #10a00136
 @intrinsic
 def sums(ctx, tile, cols):
     "The sum of each row, a tile with rows as long as `cols`. As many rows as a power of two."
@@ -500,9 +500,7 @@ class FastNet(nn.Module):
             raise ValueError(f"FastNet: weights of {kinds}; expected float32 or float64 on the CPU")
         sizes = attrgetter("in_channels", "out_channels", "kernel_size", "stride", "padding")
         self.layers = tuple((*sizes(c), relu) for c, relu in convs)
-        self.weights = nn.Parameter(
-            torch.cat([channels_last(p).flatten() for p in params]).detach()
-        )
+        self.weights = nn.Parameter(torch.cat([channels_last(p).flatten() for p in params]).detach())
         for p, part in zip(
             params, self.weights.detach().split([p.numel() for p in params]), strict=True
         ):
@@ -534,10 +532,7 @@ class FastNet(nn.Module):
         found = labels.amin().item(), labels.amax().item()
         for wrong, what in (
             (hw != [1, 1], f"maps of {hw} at the end; expected [1, 1]"),
-            (
-                any(type(m) is not nn.Flatten for m in self.tail),
-                f"{self.tail} at the end; expected Flatten",
-            ),
+            (any(type(m) is not nn.Flatten for m in self.tail), f"{self.tail} at the end; expected Flatten"),
             (images.dtype != torch.uint8, f"images of {images.dtype}; expected torch.uint8"),
             (len(labels) != len(images), f"{len(labels)} labels for {len(images)} images"),
             (found[0] < 0 or found[1] >= classes, f"labels {found}; expected 0 to {classes - 1}"),
