@@ -500,7 +500,9 @@ class FastNet(nn.Module):
             raise ValueError(f"FastNet: weights of {kinds}; expected float32 or float64 on the CPU")
         sizes = attrgetter("in_channels", "out_channels", "kernel_size", "stride", "padding")
         self.layers = tuple((*sizes(c), relu) for c, relu in convs)
-        self.weights = nn.Parameter(torch.cat([channels_last(p).flatten() for p in params]).detach())
+        self.weights = nn.Parameter(
+            torch.cat([channels_last(p).flatten() for p in params]).detach()
+        )
         for p, part in zip(
             params, self.weights.detach().split([p.numel() for p in params]), strict=True
         ):
@@ -532,7 +534,10 @@ class FastNet(nn.Module):
         found = labels.amin().item(), labels.amax().item()
         for wrong, what in (
             (hw != [1, 1], f"maps of {hw} at the end; expected [1, 1]"),
-            (any(type(m) is not nn.Flatten for m in self.tail), f"{self.tail} at the end; expected Flatten"),
+            (
+                any(type(m) is not nn.Flatten for m in self.tail),
+                f"{self.tail} at the end; expected Flatten",
+            ),
             (images.dtype != torch.uint8, f"images of {images.dtype}; expected torch.uint8"),
             (len(labels) != len(images), f"{len(labels)} labels for {len(images)} images"),
             (found[0] < 0 or found[1] >= classes, f"labels {found}; expected 0 to {classes - 1}"),
