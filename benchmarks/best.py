@@ -8,11 +8,11 @@ Candidates are judged by 5,000 training images; the chosen one is trained on all
 benchmarks/best.jsonl, trained weights to `--out`; what is there already is not run again.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
 
+import common
 import torch
 import torch.nn.functional as F
 from better import loaders, split
@@ -57,13 +57,11 @@ def train(model, shift, lr, epochs, dls, tqdm_=False):
 
 
 def write(**row):
-    with results.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    common.add_run(results, row)
 
 
 def rows(step):
-    lines = results.read_text().splitlines() if results.exists() else []
-    return [r for r in map(json.loads, lines) if r["step"] == step]
+    return [r for r in common.read_runs(results) if r["step"] == step]
 
 
 def choose(out):

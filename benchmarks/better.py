@@ -11,12 +11,12 @@ at the next lower rate. Each run is a line in benchmarks/better.jsonl; what is t
 again.
 """
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
 from statistics import mean
 
+import common
 import torch
 import torch.nn.functional as F
 from fastcore.script import call_parse
@@ -165,14 +165,12 @@ def main(
     parts = {False: split(), True: split(5000)}
 
     def get(name, seed, lr, epochs, seeking):  # the line of a run
-        lines = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
         key = {"name": name, "seed": seed, "lr": lr, "epochs": epochs}
-        for line in lines:
+        for line in common.read_runs(path):
             if key.items() <= line.items():
                 return line
         line = run(name, usual | rows[name], seed, lr, epochs, parts[seeking], not seeking)
-        with path.open("a") as file:
-            file.write(json.dumps({"table": table, "seeking": seeking} | line) + "\n")
+        common.add_run(path, {"table": table, "seeking": seeking} | line)
         return line
 
     def seek(name):  # which of the rates

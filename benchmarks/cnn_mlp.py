@@ -10,7 +10,6 @@ pixels are the same task, so there it keeps its rate, and its runs on both are t
 a line in benchmarks/cnn_mlp.jsonl; what is there already is not run again.
 """
 
-import json
 from pathlib import Path
 from statistics import mean, median
 
@@ -149,15 +148,14 @@ def main(
     "Run what has not been run."
     torch.set_num_threads(1)
     path = Path(out) if out else Path(__file__).with_suffix(".jsonl")
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = common.read_runs(path)
     done = {(r["network"], r["setting"], r["images"]) for r in rows}
     jobs = [(name, *s) for s in settings[:1] + settings[::-1] for name in networks]
     for job in tqdm([j for j in dict.fromkeys(jobs) if j not in done]):
         lrs = {(r["network"], r["setting"], r["images"]): r["lr"] for r in rows}
         keep = job[1] == "shuffled" and job[0] != "CNN"
         rows.append(measure(*job, seeds, lrs[job[0], *settings[0]] if keep else None))
-        with path.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        common.add_run(path, rows[-1])
     heads = "setting", "training images", *(f"{name}, lr" for name in networks)
     cells = [(s, f"{n:,}", *(cell(rows, name, s, n) for name in networks)) for s, n in settings]
     parts = [

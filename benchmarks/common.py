@@ -1,5 +1,6 @@
 """What the scripts of this folder share: the hand-written loop, rounds, ratios, tables, and README.md."""
 
+import json
 import os
 import platform
 import random
@@ -81,6 +82,16 @@ def wait_for_rest(
         print(f"load average {load:.1f}: waiting for {most_load}", file=sys.stderr)
         time.sleep(5)
     sys.exit(f"load average {load:.1f} > {most_load}: not measured; without --save it goes on")
+
+
+def read_runs(path):  # list of dicts
+    "The runs in a file, a line of JSON each; none if there's no such file."
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def add_run(path, run):
+    with path.open("a") as file:
+        file.write(json.dumps(run) + "\n")
 
 
 def machine(*packages, load=None):  # one sentence

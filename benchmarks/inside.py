@@ -5,7 +5,6 @@
 Each run is a line in benchmarks/inside.jsonl; what is there already is not run again.
 """
 
-import json
 from pathlib import Path
 
 import common
@@ -49,9 +48,8 @@ def main(
     "Run what has not been run."
     torch.set_num_threads(1)
     path = Path(out) if out else Path(__file__).with_suffix(".jsonl")
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = common.read_runs(path)
     done = {(r["seed"], r["turned"]) for r in rows}
     for job in tqdm([(seed, turned) for seed in range(seeds) for turned in (False, True)]):
         if job not in done:
-            with path.open("a") as file:
-                file.write(json.dumps(lesson_run(*job)) + "\n")
+            common.add_run(path, lesson_run(*job))

@@ -7,7 +7,6 @@ First each network's learning rate is chosen, with two seeds that aren't used ag
 Each is a line in benchmarks/relatives.jsonl; what is there already is not run again.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -95,14 +94,13 @@ def main(
     "Run what has not been run."
     torch.set_num_threads(1)
     path, parts = Path(out) if out else Path(__file__).with_suffix(".jsonl"), split()
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = common.read_runs(path)
     done = {(r["network"], r["lr"], r["seed"]): r for r in rows if config.items() <= r.items()}
 
     def centre(*job):  # accuracy on images that aren't moved
         if job not in done:
             done[job] = run(*job, parts)
-            with path.open("a") as file:
-                file.write(json.dumps(done[job]) + "\n")
+            common.add_run(path, done[job])
         return done[job]["accuracy by move"][4][4]
 
     for name in tqdm(networks):

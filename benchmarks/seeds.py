@@ -6,7 +6,6 @@
 Each run is a line in benchmarks/seeds.jsonl; what is there already is not run again.
 """
 
-import json
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -52,12 +51,11 @@ def main(
 ):
     "Run the lesson from several seeds."
     path = Path(out) if out else Path(__file__).with_suffix(".jsonl")
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = common.read_runs(path)
     dls = fashion_mnist(bs)
     for seed in tqdm([s for s in range(seeds) if s not in {r["seed"] for r in rows}], "seeds"):
         rows.append(lesson_run(seed, dls))
-        with path.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        common.add_run(path, rows[-1])
     lasts = [r["validation accuracy"][-1] for r in rows]
     low, _, high = quantiles(lasts, method="inclusive")
     fell = sum(r["validation accuracy"][-1] < max(r["validation accuracy"]) for r in rows)

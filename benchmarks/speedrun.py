@@ -98,22 +98,18 @@ def judge(config, net, images, labels):  # accuracy
     return round((logits.argmax(1) == labels).float().mean().item(), 4)
 
 
-def read(path):  # list of dicts
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def choose(path, runs):
     (x, y), judged = ([part["image"][:, None].contiguous(), part["label"]] for part in split())
+    before = common.read_runs(path)
     for name, config in chain.items():
         for seed in range(runs):
             key = {"step": "choose", "change": name, "seed": seed, **config}
-            if any(key.items() <= line.items() for line in read(path)):
+            if any(key.items() <= line.items() for line in before):
                 continue
             net, _ = train(config, x, y, seed)
             line = key | {"parameters": len(net.weights), "accuracy": judge(config, net, *judged)}
             print(name, line["accuracy"], flush=True)
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            common.add_run(path, line)
 
 
 def first_call():  # seconds
@@ -134,9 +130,10 @@ def run(path, runs, save):
         for images, labels in (load_images("fashion_mnist", part) for part in ("train", "test"))
     )
     first_call()
+    chosen = [line for line in common.read_runs(path) if line["step"] == "choose"]
     lines, rows = [], []
     for name, config in tqdm(chain.items(), "rows"):
-        tried = [line for line in read(path) if line["step"] == "choose" and line["change"] == name]
+        tried = [line for line in chosen if line["change"] == name]
         if not tried or any(not config.items() <= line.items() for line in tried):
             sys.exit(f"speedrun: {path.name} has no runs of {name!r} as it is now: choose first")
         nets, taken = zip(*(train(config, *train_set, seed) for seed in range(3)), strict=True)
@@ -159,8 +156,7 @@ def run(path, runs, save):
         cells = f"{mean(accs):.4f} ± {error:.4f}", f"{min(accs):.4f} to {max(accs):.4f}"
         tests.append((name, *cells, f"{median(taken):.1f} ({max(taken):.1f})", f"{seconds}"))
     if save:
-        kept = [line for line in read(path) if line["step"] == "choose"]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept + lines))
+        path.write_text("".join(json.dumps(line) + "\n" for line in chosen + lines))
     parts = [
         common.machine("numba", load=load),
         "Each row is one more change to lesson 04's network and how it's trained. Seconds are the median of "
