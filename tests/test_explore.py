@@ -19,6 +19,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from slowconv import ConvExplorer, left_edge, out_size, top_edge
 from slowconv.explore import all_panels, usual_kernels
 
+names = "stride", "padding", "dilation"
+
 
 def conv2d(image, kernel, **settings):
     "The map as torch has it, in double precision."
@@ -67,7 +69,7 @@ def test_images_in_many_forms(forms, expected):
         ({"stride": 1.5}, "stride=1.5; expected a whole number from 1 to 9"),
         ({"padding": -1}, "padding=-1; expected a whole number from 0 to 9"),
         ({"titles": ["a", "b"]}, "2 titles for 1 images"),
-        ({"panels": ["bias"]}, "panels {'bias'}; there are kernels, products, stride"),
+        ({"panels": ["pooling"]}, "panels {'pooling'}; there are kernels, products, stride"),
         ({"at": (0, -1)}, r"at=\(0, -1\); the map has shape \[6, 6\]"),
     ],
 )
@@ -219,11 +221,10 @@ class Page:
     def check(self):
         "The map shown is the one that torch computes of what is shown."
         s = self.state
-        expected = conv2d(
-            s["image"], s["kernel"], **{k: s[k] for k in ("stride", "padding", "dilation")}
-        )
+        expected = conv2d(s["image"], s["kernel"], **{k: s[k] for k in names}) + s["bias"]
+        expected = expected.relu() if s["relu"] else expected
         torch.testing.assert_close(torch.tensor(s["map"]).double(), expected, rtol=1e-6, atol=1e-6)
-        assert abs(sum(s["products"]) - expected[s["row"], s["col"]]) < 1e-6
+        assert abs(s["sum"] - expected[s["row"], s["col"]]) < 1e-6
         return s
 
 
@@ -244,35 +245,44 @@ def show(browser, tmp_path):
 
 
 def settings(n):
-    "n settings whose map is not empty: sizes of image and kernel, numbers, stride, padding, dilation."
+    "n settings, odd ones among them: thin images, windows that don't fit, large numbers."
     choose = lambda low, high: torch.randint(low, high + 1, ()).item()  # noqa: E731
-    out = []
-    while len(out) < n:
-        shape, ks = (choose(1, 40), choose(1, 40)), (choose(1, 7), choose(1, 7))
-        s = {"stride": choose(1, 5), "padding": choose(0, 4), "dilation": choose(1, 4)}
-        sizes = [(m, s["dilation"] * (k - 1) + 1) for m, k in zip(shape, ks, strict=True)]
-        if all(out_size(*size, s["stride"], s["padding"]) for size in sizes):
-            image, kernel = (torch.randn(size) * 10 ** choose(-2, 2) for size in (shape, ks))
-            out.append({"image": image.tolist(), "kernel": kernel.tolist(), **s})
-    return out
+    for i in range(n):
+        most = (5, 4, 4) if i % 3 else (9, 9, 9)
+        s = {k: choose(int(k != "padding"), m) for k, m in zip(names, most, strict=True)}
+        s |= {"bias": choose(-18, 18) / 2, "relu": i % 5 == 0}
+        shapes = (choose(1, 40), choose(1, 40)), (choose(1, 7), choose(1, 7))
+        yield s | {
+            part: (torch.randn(shape) * 10 ** choose(-2, 2 if i % 7 else 7)).tolist()
+            for part, shape in zip(("image", "kernel"), shapes, strict=True)
+        }
 
 
-def test_the_map_is_that_of_conv2d_on_240_settings(show):
-    page = show(ConvExplorer(ramp, torch.ones(1, 1)))
-    cases = settings(240)
-    each = "c => { el.set(c); return [el.state.map, el.state.unread] }"
+def test_the_map_is_that_of_conv2d_on_300_settings(show):
+    page = show(ConvExplorer(ramp, torch.ones(1, 1), panels=["products"]))
+    cases = list(settings(300))
+    each = "c => { el.set(c); const { map, unread, size } = el.state; return [map, unread, size] }"
+    page.js("document.body.hidden = true")  # nothing is drawn, which takes longer than all else
     shown = page.js(f"return arguments[1].map({each})", cases)
-    for case, (got, unread) in zip(cases, shown, strict=True):
-        image, kernel = (torch.tensor(case.pop(name)).double() for name in ("image", "kernel"))
-        expected = conv2d(image, kernel, **case)
+    empty = 0
+    for case, (got, unread, size) in zip(cases, shown, strict=True):
+        image, kernel = (torch.tensor(case[name]).double() for name in ("image", "kernel"))
+        x, s = torch.zeros_like(image, requires_grad=True), {k: case[k] for k in names}
+        try:
+            expected = conv2d(image, kernel, **s) + case["bias"]
+        except RuntimeError:  # the kernel is larger than the image
+            empty += 1
+            assert got == [] and size == [0, 0]
+            continue
+        expected = expected.relu() if case["relu"] else expected
         atol = 1e-6 * expected.abs().max().item()
         torch.testing.assert_close(torch.tensor(got).double(), expected, rtol=1e-5, atol=atol)
         # a pixel that is never read has no gradient
-        x = torch.zeros_like(image, requires_grad=True)
-        conv2d(x, torch.ones_like(kernel), **case).sum().backward()
+        conv2d(x, torch.ones_like(kernel), **s).sum().backward()
         zero = x.grad == 0
         assert unread["rows"] == zero.all(1).nonzero().flatten().tolist()
         assert unread["cols"] == zero.all(0).nonzero().flatten().tolist()
+    assert 5 < empty < 100
 
 
 @pytest.mark.parametrize("image", [torch.randn(12, 9) * 100, levels / 255], ids=["f32", "u8"])
@@ -291,33 +301,104 @@ def test_the_controls_set_the_map(show):
         page.change(name, value)
         s = page.check()
         assert s[name] == value
-        image, map = page.js("return [$('image').width, $('map').width]")  # in one scale
-        assert map / s["size"][1] == pytest.approx(image / (11 + 2 * s["padding"]), abs=1)
+        image, map, ghost = page.js(
+            "return ['image', 'map', 'ghost'].map(i => parseFloat($(i).style.width))"
+        )  # in one scale
+        pixel = image / (11 + 2 * s["padding"])
+        assert [map / s["size"][1], ghost / 11] == pytest.approx([pixel] * 2, abs=0.3)
     size = [out_size(n, 5, 4, 3) for n in (13, 11)]  # a kernel of 3 reaches over 5 pixels
     assert s["size"] == size and f"The map is {size[0]} by {size[1]} now. Row" in s["text"]
     formula = page.js("return $('formula').textContent")
-    assert f"13 + 2·3 − 2·(3 − 1) − 14 + 1= {(13 + 6 - 4 - 1) / 4:g} + 1= {size[0]}" in formula
-    # out of range, and nothing at all
-    page.change("stride", 99)
-    page.change("stride", "")
-    assert page.js("return $('stride').value") == "9"
-    page.js("$('stride').parentNode.querySelector('button').click()")
+    assert f"⌊(13 + 2·3 − 2·(3 − 1) − 1) / 4⌋ + 1 = ⌊{14 / 4:g}⌋ + 1 = {size[0]}" in formula
+    # at its limit a button keeps the focus
+    page.change("stride", 9)
+    page.js("const b = $('stride').parentNode.lastChild; b.focus(); b.click()")
+    assert page.check()["stride"] == 9
+    assert page.js("return root.activeElement.ariaLabel") == "larger stride"
+    page.keys("stride", Keys.ARROW_DOWN)
     assert page.check()["stride"] == 8
+
+
+def test_size_bias_and_relu(show):
+    kernel = torch.arange(9.0).reshape(3, 3) - 5
+    page = show(ConvExplorer(torch.rand(9, 8), kernel))
+    for size in (4, 5, 7, 5, 4, 3):  # zeros around, and away again
+        page.change("size", size)
+        got = torch.tensor(page.check()["kernel"])
+        at = slice((size >> 1) - 1, (size >> 1) + 2)
+        assert got.shape == (size, size) and torch.equal(got[at, at], kernel)
+        assert got.abs().sum() == kernel.abs().sum()
+    page.change("size", 2)
+    assert page.check()["kernel"] == kernel[:2, :2].tolist()
+    page.change("bias", "1.5")
+    page.click("ReLU")
+    state = page.check()
+    assert state["bias"] == 1.5 and state["relu"] and min(map(min, state["map"])) == 0
+    assert page.js("return $('sum-text').textContent").endswith("after ReLU")
+
+
+wrong = {
+    "1,5": "“1,5” has a comma. Write a point.",
+    "1e9": "“1e9” is too large. The most is",
+    "-1e309": "“-1e309” is too small. The least is",
+    "abc": "“abc” isn't a number.",
+    "--3": "“--3” isn't a number.",
+    "٣": "“٣” isn't a number.",
+    " ": "Nothing is typed there.",
+}
+
+
+def test_what_is_no_number_is_said_and_changes_nothing(show):
+    page = show(ConvExplorer(torch.rand(9, 9), top_edge, stride=2))
+    page.js("root.querySelectorAll('#weights input')[5].id = 'weight'")
+    for field, part, more in (
+        ("stride", "dial", {"2.7": "“2.7” isn't a whole number.", "99": "“99” is too large."}),
+        ("weight", "weight", {"10000": "“10000” is too large. The most is 9999."}),
+    ):
+        before = page.check()
+        for typed, said in (wrong | more).items():
+            page.js("$(arguments[1]).focus()", field)
+            page.change(field, typed)
+            assert page.js(f"return $('wrong-{part}').textContent").startswith(said)
+            assert page.check() | {"text": ""} == before | {"text": ""}
+            shown = page.js("const i = $(arguments[1]); return [i.value, i.ariaInvalid]", field)
+            assert shown == ["2" if field == "stride" else "0", "true"]
+        for typed, v in ((" 3 ", 3), ("+4", 4), ("5e0", 5)):
+            page.change(field, typed)
+            state = page.check()
+            assert (state["stride"] if field == "stride" else state["kernel"][1][2]) == v
+            assert page.js(f"return $('wrong-{part}').textContent") == ""
+
+
+def test_no_number_is_cut(show):
+    kernel = torch.tensor([[-9998.5, 0.123456, -0.1], [9999, 1e-4, 1.5e7], [1 / 3, -123.456, 8]])
+    page = show(ConvExplorer(torch.rand(9, 9), kernel), width=360)
+    cells = """
+        const draw = document.createElement('canvas').getContext('2d');
+        return [...root.querySelectorAll('#weights input')].map(i => {
+          const { fontSize, fontFamily } = getComputedStyle(i);
+          draw.font = `${fontSize} ${fontFamily}`;
+          return [i.value, draw.measureText(i.value).width, i.clientWidth];
+        });
+    """
+    shown = page.js(cells)
+    assert [v for v, *_ in shown[:6]] == ["−9999", "0.12", "−0.10", "9999", "1e−4", "1.5e7"]
+    assert all(width <= room for _, width, room in shown), shown
 
 
 def test_only_the_named_panels_are_seen(show):
     parts = dict(zip(all_panels, all_panels, strict=True))
     parts |= {"products": "number", "matrix": "unrolled"}
-    choices = [(), ("products", "stride"), ("matrix",), ("padding", "dilation"), ("kernels",)]
+    choices = [(), ("products", "stride"), ("matrix",), ("padding", "size"), ("dilation", "bias")]
     image = torch.rand(9, 9)
     first = show(*(ConvExplorer(image, top_edge, panels=panels, at=(0, 0)) for panels in choices))
     for i, panels in enumerate(choices):
         page = Page(first.browser, i)
-        seen = "return !!$(arguments[1]).getClientRects().length"
+        seen = "return !!$(arguments[1])?.getClientRects().length"
         assert {p for p in all_panels if page.js(seen, parts[p])} == set(panels)
         # the formula speaks of what can be set, and the next window of the stride
-        assert page.js(seen, "formula") == bool({"stride", "padding", "dilation"} & set(panels))
-        assert ("d(k" in page.js("return $('formula').textContent")) == ("dilation" in panels)
+        assert page.js(seen, "formula") == bool(set(panels) - {"products", "matrix"})
+        assert ("1·(3" in page.js("return $('formula').textContent")) == ("dilation" in panels)
         assert page.js("return !$('next').hidden") == ("stride" in panels)
         page.keys("map", Keys.ARROW_DOWN)
         assert page.check()["row"] == 1
@@ -393,15 +474,15 @@ def test_pointer_and_touch(show):
 
 def test_a_kernel_value_is_edited(show):
     page = show(ConvExplorer(torch.rand(9, 9), top_edge))
-    cell = "root.querySelectorAll('#weights input')[5]"
-    for typed, weight in (("-2.5", -2.5), (Keys.ARROW_UP, -2.4), ("1e9", 1e6)):
-        page.js(f"{cell}.select()")
-        page.js(f"return {cell}").send_keys(typed)
+    page.js("root.querySelectorAll('#weights input')[5].id = 'weight'")
+    for typed, weight in (
+        ((Keys.CONTROL, "a", Keys.NULL, "-2.5"), -2.5),
+        ((Keys.ARROW_UP,), -2.4),
+        ((Keys.CONTROL, "a", Keys.NULL, "1e9", Keys.TAB), -2.4),  # too large: as it was before
+    ):
+        page.keys("weight", *typed)
         assert page.check()["kernel"] == [[-1, -1, -1], [0, 0, weight], [1, 1, 1]]
-    # while there is no number yet, the last one stays
-    page.js(f"{cell}.value = ''; {cell}.dispatchEvent(new Event('input')); {cell}.blur()")
-    assert page.check()["kernel"][1][2] == 1e6
-    assert page.js(f"return {cell}.value") == "1.0e+6"
+    assert page.js("return $('weight').value") == "−2.40"
 
 
 def test_another_kernel_and_another_image(show):
@@ -414,7 +495,7 @@ def test_another_kernel_and_another_image(show):
     page.click("two")
     torch.testing.assert_close(torch.tensor(page.check()["image"]), images[1, 0])
     pressed = "[...root.querySelectorAll('[aria-pressed=true]')].map(b => b.textContent.trim())"
-    assert page.js(f"return {pressed}") == ["point", "two", "wide"]
+    assert page.js(f"return {pressed}") == ["wide", "two", "point"]
 
 
 def test_drawing(show):
@@ -428,17 +509,48 @@ def test_drawing(show):
     page.click("draw")
     page.keys("image", Keys.ARROW_DOWN, Keys.ARROW_RIGHT, " ")
     assert page.check()["image"][5][5] == 1
-    # all of it is as it came
-    page.click("blur")
-    page.change("stride", 3)
+
+
+def test_undo_reset_and_a_link(show):
+    page = show(ConvExplorer(torch.zeros(8, 8), top_edge))
+    states = [page.check()]
+    page.click("draw")
+    page.drag("image", (0.5 / 8, 2.5 / 8), (7.5 / 8, 2.5 / 8))
+    states.append(page.check())
+    page.js("root.querySelectorAll('#weights input')[5].id = 'weight'")
+    steps = [("weight", 0.25), ("stride", 2), ("padding", 1), ("bias", -1)]
+    for field, v in steps:
+        page.js("$(arguments[1]).focus()", field)
+        page.change(field, v)
+        states.append(page.check())
+    page.click("copy link")
+    address = page.browser.run("return location.href")
     page.click("reset")
-    state = page.check()
-    assert not torch.tensor(state["image"]).any()
-    assert state["kernel"] == top_edge.tolist() and state["stride"] == 1
+    same = lambda a, b: a | {"text": ""} == b | {"text": ""}  # noqa: E731
+    assert same(page.check(), states[0])
+    for state in states[::-1]:
+        page.click("undo")
+        assert same(page.check(), state)
+    page.click("undo")  # nothing is left to undo
+    assert same(page.check(), states[0])
+    # the address, opened anew and in a page that is open; and addresses of others
+    for other in (
+        "about:blank",
+        address.split("#")[0] + "#a-heading",
+        address.replace("mark", "x"),
+    ):
+        page.browser.driver.get(other)
+        page.browser.driver.get(address)
+        assert same(page.check(), states[-1])
+    for wrong in ("stride%22%3A2", "stride%22%3A0"), ("%5B%5B-1", "%5B%5B1e999"), ("%7D", ""):
+        page.browser.driver.get("about:blank")
+        page.browser.driver.get(address.replace(*wrong))
+        assert same(page.check(), states[0])
 
 
 def test_walk(show):
     page = show(ConvExplorer(torch.rand(4, 4), top_edge))
+    page.change("speed", 30)
     page.click("walk")
     seen = set()
     WebDriverWait(page, 20, 0.02).until(
@@ -448,7 +560,36 @@ def test_walk(show):
     assert page.js("return $('walk').getAttribute('aria-pressed')") == "false"
 
 
-@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("width, height", [(360, 800), (720, 720), (1440, 900)])
+def test_image_map_kernel_and_stride_are_in_view_together(show, width, height):
+    page = show(ConvExplorer(torch.rand(28, 28), top_edge), width=width)
+    rects = "return ['image', 'map', 'weights', 'stride'].map(i => $(i).getBoundingClientRect())"
+    boxes = page.js(rects)
+    assert max(b["bottom"] for b in boxes) - min(b["top"] for b in boxes) < height - 100
+    image, map = boxes[:2]
+    assert image["right"] <= map["left"] and map["width"] > 110
+    # a stride of 2 halves the map, and padding leaves the pixels as they are
+    page.js("$('map').style.transition = 'none'")
+    page.js("el.set({ stride: 2, padding: 1 })")
+    padded, half = page.js(rects)[:2]
+    assert half["width"] / map["width"] == pytest.approx(14 / 26, abs=0.03)
+    assert padded["width"] / image["width"] == pytest.approx(30 / 28, abs=0.01)
+
+
+def test_dots_are_the_middles_of_the_windows(show):
+    page = show(ConvExplorer(torch.zeros(9, 9), top_edge, stride=3, at=(0, 0)), width=360)
+    orange = """
+        const c = $('image'), n = c.width / 9, copy = document.createElement('canvas');
+        const d = copy.getContext('2d', { willReadFrequently: true });
+        [copy.width, copy.height] = [c.width, c.height];
+        d.drawImage(c, 0, 0);
+        const at = i => d.getImageData((i % 9 + .5) * n, (Math.floor(i / 9) + .5) * n, 1, 1).data;
+        return [...Array(81).keys()].filter(i => at(i)[0] > 200 && at(i)[2] < 60);
+    """
+    assert page.js(orange) == [9 * row + col for row in (1, 4, 7) for col in (1, 4, 7)]
+
+
+@pytest.mark.parametrize("width", [360, 1600])
 @pytest.mark.parametrize("ks", [(3, 3), (7, 7)])
 def test_no_overflow(show, browser, width, ks):
     page = show(ConvExplorer(torch.rand(6, 1, 64, 48), torch.randn(ks), padding=9), width=width)
@@ -482,7 +623,7 @@ def test_dark_and_light(show, scheme):
         const own = e => [...e.childNodes].map(n => n.nodeType === 3 ? n.data.trim() : '').join('');
         const text = e => e.tagName === 'INPUT' ? e.value : own(e);
         return [...root.querySelectorAll('.body *')]
-          .filter(e => !e.closest('.sr, :disabled') && e.getClientRects().length && text(e))
+          .filter(e => !e.closest('.sr') && e.getClientRects().length && text(e))
           .map(e => [text(e), getComputedStyle(e).color, behind(e)]);
         """
     )
