@@ -134,7 +134,7 @@ def _draw_image(e, ax, **greys):
     size = [dilation * (k - 1) + 1 for k in e.kernel.shape]
     if "stride" in e.panels:
         y, x = (torch.arange(n) * stride + (k - 1) / 2 for n, k in zip(e.map.shape, size, strict=True))
-        ax.scatter(*torch.meshgrid(x, y, indexing="xy"), s=400 / padded.shape[0] ** 1.5, c="tab:orange")
+        ax.scatter(*torch.meshgrid(x, y, indexing="xy"), s=(40 / max(padded.shape)) ** 2, c="tab:orange")
         if col + 1 < len(x):
             draw_frame(ax, row * stride, (col + 1) * stride, *size, ls="--")
     draw_frame(ax, row * stride, col * stride, *size)
