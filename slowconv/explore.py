@@ -133,9 +133,10 @@ def _draw_image(e, ax, **greys):
         draw_frame(ax, y + p, x + p, ec="#7a35d8", lw=0, hatch="////")
     size = [dilation * (k - 1) + 1 for k in e.kernel.shape]
     if "stride" in e.panels:
-        y, x = (torch.arange(n) * stride + (k - 1) / 2 for n, k in zip(e.map.shape, size, strict=True))
-        ax.scatter(*torch.meshgrid(x, y, indexing="xy"), s=(40 / max(padded.shape)) ** 2, c="tab:orange")
-        if col + 1 < len(x):
+        y, x = torch.cartesian_prod(*map(torch.arange, e.map.shape)).T * stride
+        middles = x + (size[1] - 1) / 2, y + (size[0] - 1) / 2
+        ax.scatter(*middles, s=1600 / padded.numel(), c="tab:orange")
+        if col + 1 < e.map.shape[1]:
             draw_frame(ax, row * stride, (col + 1) * stride, *size, ls="--")
     draw_frame(ax, row * stride, col * stride, *size)
 
@@ -189,7 +190,7 @@ def _html(e):
     data = html.escape(json.dumps(_data(e), separators=(",", ":")))
     picture, alt = base64.b64encode(_png(e)[0]).decode(), html.escape(str(e))
     still = f'<img style="max-width: 100%" alt="{alt}" src="data:image/png;base64,{picture}">'
-    note = "<p>This is a picture. You can touch it in a notebook that has run and is trusted.</p>"
+    note = "<p>A picture. You can touch it where scripts run: with JavaScript, in a trusted notebook.</p>"
     element = f'{name} data-lm-suppress-shortcuts="true" data-explorer="{data}"'
     return f"<{element}>{still}{note}</{name}>\n<script>{script}"
 
