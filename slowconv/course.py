@@ -116,8 +116,8 @@ def nbgrader_cells(name, answer):
     "The cell of an answer and a test, as nbgrader wants them."
 
     def marks(kind, **more):
-        marks = {"grade": False, "solution": False, "locked": False, "task": False, **more}
-        return {"nbgrader": {"schema_version": 3, "grade_id": f"{name}-{kind}", **marks}}
+        plain = {"grade": False, "solution": False, "locked": False, "task": False}
+        return {"nbgrader": {"schema_version": 3, "grade_id": f"{name}-{kind}", **plain, **more}}
 
     answer["metadata"] = marks("answer", solution=True)
     hidden = f"### BEGIN HIDDEN TESTS\n{test.format('', name)}\n### END HIDDEN TESTS"
