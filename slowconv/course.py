@@ -126,13 +126,10 @@ def nbgrader_cells(name, answer):
     return [answer, new_cell("code", f"{place}\n{hidden}", f"{name}-test", **graded)]
 
 # %% ../nbs/94_course.ipynb #c0000033
-otter_config = """\
-# ASSIGNMENT CONFIG
-name: {}
-init_cell: false
-export_cell: false
-generate: true
-requirements: [slowconv=={}]"""
+otter_config = (
+    "# ASSIGNMENT CONFIG\nname: {}\nrequirements: [slowconv=={}]\n"
+    "init_cell: false\nexport_cell: false\ngenerate: true"
+)
 
 
 def make_notebook(path, form):
@@ -165,11 +162,8 @@ c.ClearSolutions.code_stub = {"python": ""}  # the stub is there already
 c.GenerateFeedback.preprocessors = [GetGrades, ClearHiddenTests, CSSHTMLHeaderPreprocessor]
 c.ExecutePreprocessor.timeout = 120  # seconds for one cell
 """
-places = {
-    "student": "{}.ipynb",
-    "key": "{}.ipynb",
-    "otter": "{}.ipynb",
-    "nbgrader": "source/{0}/{0}.ipynb",
+places = dict.fromkeys(["student", "key", "otter"], "{}.ipynb") | {
+    "nbgrader": "source/{0}/{0}.ipynb"
 }
 
 
