@@ -6,7 +6,7 @@ SETUP = settings.ini setup.py pyproject.toml
 # Bytecode is kept, even where the environment says no: with it, PyTorch starts in half the time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: train lab test bench readme docs clean
+.PHONY: train lab test bench readme docs release clean
 
 train: .venv/.installed
 	$(BIN)/slowconv
@@ -39,6 +39,32 @@ readme: .venv/.installed-dev
 # What the site is made of is in docs/build.py.
 docs: .venv/.installed-docs
 	$(BIN)/python docs/build.py
+
+# The wheel and the source archive in dist/, with the newest entry of the change log as their notes. The wheel
+# is tried far from here, in an environment that has nothing else.
+release: .venv/.installed-release
+	rm -rf dist build
+	$(BIN)/python -m build --quiet --installer uv
+	$(BIN)/twine check --strict dist/*
+	sed '1,/^## /d; /^## /,$$d' CHANGELOG.md > dist/NOTES.md
+	folder=$$(mktemp -d) && $(BIN)/uv venv --quiet --python $(BIN)/python $$folder/env && \
+	  $(BIN)/uv pip install --quiet --python $$folder/env/bin/python dist/*.whl && cd $$folder && \
+	  env/bin/slowconv --epochs 1 --source sample && env/bin/slowconv-course course && \
+	  env/bin/python -c "$$TRY" && rm -r $$folder
+	ls dist
+
+define TRY
+from importlib.resources import files
+from slowconv import ConvExplorer, get_best_model, load_images, top_edge
+from slowconv.course import read_functions
+from slowconv.puzzles import check
+assert len((files("slowconv") / "sample" / "mnist_7.bytes").read_bytes()) == 28 * 28
+assert get_best_model()(load_images("fashion_mnist", "test", "sample")[0][:9, None] / 255).shape == (9, 10)
+assert "<canvas" in ConvExplorer(load_images("fashion_mnist", "test", "sample")[0][0] / 255, top_edge)._repr_html_()
+exec(read_functions("01*.ipynb")["output_size_slow"] + "\n\n" + read_functions("99*.ipynb")["output_size"])
+assert check(output_size, output_size_slow)
+endef
+export TRY
 
 clean:
 	rm -rf .venv benchmarks/.peers *.egg-info build dist _proc docs/_build

@@ -109,7 +109,7 @@ def test_links_of_the_readme_lead_somewhere():
 
 def test_no_module_imports_from_one_below_it():
     order = "show kernels convs data training explore inside better best".split()
-    order += "fast backward puzzles command".split()
+    order += "fast backward puzzles command course".split()
     modules = {p.stem for p in (root / "slowconv").glob("[!_]*.py")}
     assert modules == set(order)
     for i, module in enumerate(order):
@@ -145,10 +145,17 @@ def test_the_package_holds_what_is_no_python(tmp_path):
     for name in ("slowconv", "pyproject.toml", "settings.ini", "setup.py", "README.md"):
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy
         copy(root / name, tmp_path / name)
+    shutil.copytree(root / "nbs" / "exercises", tmp_path / "nbs" / "exercises")
     command = [sys.executable, "setup.py", "-q", "build", "-b", "out"]
     subprocess.run(command, cwd=tmp_path, check=True)
     built = {p.name for p in (tmp_path / "out" / "lib" / "slowconv").iterdir()}
     assert {"explorer.html", "__init__.pyi", "sample", "explore.py"} <= built
+    code = (
+        "from pathlib import Path; from slowconv.course import write_course as w; w(Path('course'))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "out" / "lib", check=True)
+    written = {p.name for p in (tmp_path / "out" / "lib" / "course" / "key").iterdir()}
+    assert written == {p.name for p in (root / "nbs" / "exercises").glob("[01]*.ipynb")}
 
 
 @pytest.mark.parametrize("path", notebooks, ids=lambda p: p.name)
