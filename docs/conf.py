@@ -114,7 +114,7 @@ class Links(SphinxPostTransform):
                 literal.replace_self(link)
         lessons = {d[4:6]: d for d in self.env.found_docs - {self.env.docname} if d[4:6].isdigit()}
         for text in list(self.document.findall(nodes.Text)):
-            parts = re.split(r"((?:[Ll]essons? |(?<=and ))\d\d\b)", text)
+            parts = re.split(r"((?:[Ll]essons? |(?<=[Ll]essons \d\d and ))\d\d\b)", text)
             if len(parts) > 1 and not in_link(text):
                 parts = [nodes.Text(p) for p in parts]
                 for i in range(1, len(parts), 2):

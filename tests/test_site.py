@@ -118,7 +118,7 @@ def test_pages_are_light(site, pages):
     for name, page in pages.items():
         loads = {urljoin(name, urlsplit(u).path) for u in page.loads if not u.startswith("data:")}
         heavy = [site / u for u in loads if u.endswith((".css", ".js"))]
-        assert sum(f.stat().st_size for f in heavy) < 160_000 or name == "search.html", name
+        assert sum(f.stat().st_size for f in heavy) < 200_000 or name == "search.html", name
     assert not [*site.rglob("*.map")]
 
 
@@ -244,8 +244,13 @@ def test_pages_have_no_barriers(browser, site, pages, width):
             browser.open(f"{site.as_uri()}/{name}", width, scheme)
             browser.run(axe.read_text(encoding="utf-8"))
             wrong += browser.run(
-                """return axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']}).then(
-                r => r.violations.flatMap(v => v.nodes.map(n => [...arguments, v.id, n.html])))""",
+                """const seen = new Set();  // a colour of code is looked at once a page: they're thousands
+                for (const s of document.querySelectorAll('pre span')) {
+                    const kind = s.className + !s.closest('.cell_output');
+                    seen.has(kind) ? s.replaceWith(s.textContent) : seen.add(kind);
+                }
+                return axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']}).then(r =>
+                    r.violations.flatMap(v => v.nodes.map(n => [...arguments, v.id, n.html])))""",
                 name,
                 scheme,
             )
