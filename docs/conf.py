@@ -136,15 +136,15 @@ def visit_math(translator, node):
 
 def finish(app, pagename, templatename, context, doctree):
     "What Furo and myst-nb leave out of a page for screen readers, and what needs the site's address."
-    tree = context["furo_navigation_tree"].replace(
-        'role="heading"', 'role="heading" aria-level="2"'
-    )
-    context["furo_navigation_tree"] = tree
-    context["body"] = context.get("body", "").replace(' aria-label="Toggle hidden content"', "")
+    for key, old, new in (
+        ("furo_navigation_tree", 'role="heading"', 'role="heading" aria-level="2"'),
+        ("body", ' aria-label="Toggle hidden content"', ""),
+    ):
+        context[key] = context.get(key, "").replace(old, new)
     if base := app.config.html_baseurl:
-        context["metatags"] += f'<meta property="og:image" content="{base}_static/card.png">'
-        if pagename == "404":
-            context["metatags"] += f'<base href="{base}">'
+        tags = f'<meta property="og:image" content="{base}_static/card.png">'
+        tags += f'<base href="{base}">' if pagename == "404" else ""
+        context["metatags"] = context.get("metatags", "") + tags
 
 
 def setup(app):
