@@ -133,10 +133,10 @@ def alt(cell):
     return " ".join(i["alt"] for i in images if "alt" in i) or "What the code above draws"
 
 
-def is_folded(text):
-    "Imports and what sets something up, long cells, and those of middle length that draw?"
-    lines, kinds = text.count("\n") + 1, (ast.Import, ast.ImportFrom, ast.Expr)
-    if lines > (12 if re.search(r"^alt\(", text, re.M) else 30):
+def is_folded(text, aside):
+    "Imports and what sets something up, long cells, and those of middle length that draw or stand aside?"
+    kinds = ast.Import, ast.ImportFrom, ast.Expr
+    if text.count("\n") >= (12 if aside or re.search(r"^alt\(", text, re.M) else 30):
         return True
     start = re.match("(import|from) ", text)
     return start and all(isinstance(n, kinds) for n in ast.parse(text).body)
@@ -147,8 +147,9 @@ def translate(nb, title):  # (module it exports to or None, dict from name to (`
     sources = "\n".join(c["source"] for c in nb["cells"])
     module = re.search(r"^#\| default_exp:? (\S+)", sources, re.M)
     module = module and module[1]
-    cells, exported, after = [], {}, 0
+    cells, exported, after, aside = [], {}, 0, title.startswith("9")  # an appendix
     for cell in nb["cells"]:
+        aside = aside or cell["source"].startswith("## The rest of the code")
         options = dict(re.findall(r"^#\| ([\w-]+): *(.*)$", cell["source"], re.M))
         cell["source"] = text = re.sub(r"^#\| .*\n?", "", cell["source"], flags=re.M).strip("\n")
         shown = re.match(r"show_doc\((\w+)\)$", text)
@@ -162,7 +163,7 @@ def translate(nb, title):  # (module it exports to or None, dict from name to (`
                 cells.insert(after, markdown(text, f"arguments-{shown[1]}"))
         elif text:
             tags = ["remove-input"] if options.get("echo") == "false" else []
-            if options.get("code-fold") == "true" or is_folded(text):
+            if options.get("code-fold") == "true" or is_folded(text, aside):
                 tags.append("hide-input")
             cell["metadata"] = {"tags": tags, "mystnb": {"image": {"alt": alt(cell)}}}
             if module and {"export", "exports"} & options.keys():
@@ -187,7 +188,7 @@ def api(modules):  # markdown; from dict: module name to (path of the notebook, 
         parts += [f"## {title}", f"`slowconv.{module}`, built in [{title}]({path})"]
         parts.append(f"```{{py:currentmodule}} slowconv.{module}\n```")
         for name, (node, text) in exported.items():
-            parts += [entry(name, node, text), f"[how it is built](#{anchor(module, name)})\n`````"]
+            parts += [entry(name, node, text), f"[how {name} is built](#{anchor(module, name)})\n`````"]
     return "\n\n".join(parts)
 
 
