@@ -6,7 +6,7 @@ SETUP = settings.ini setup.py pyproject.toml
 # Bytecode is kept, even where the environment says no: with it, PyTorch starts in half the time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: train lab test bench readme docs release clean
+.PHONY: train lab test bench readme docs zip release clean
 
 train: .venv/.installed
 	$(BIN)/slowconv
@@ -39,6 +39,10 @@ readme: .venv/.installed-dev
 # What the site is made of is in docs/build.py.
 docs: .venv/.installed-docs
 	$(BIN)/python docs/build.py
+
+# The site with the notebooks beside their pages, for a class without a network.
+zip: docs
+	$(BIN)/python -c 'import shutil; shutil.make_archive("docs/_build/slowconv", "zip", "docs/_build/html")'
 
 # The wheel and the source archive in dist/, with the newest entry of the change log as their notes. The wheel
 # is tried far from here, in an environment that has nothing else.

@@ -15,6 +15,7 @@ import tokenize
 from pathlib import Path
 
 from nbdev.serve import proc_nbs
+from PIL import Image, ImageOps
 from readme import from_root
 from sphinx.cmd.build import build_main
 
@@ -132,20 +133,23 @@ def alt(cell):
     return " ".join(i["alt"] for i in images if "alt" in i) or "What the code above draws"
 
 
-def is_import(text):
-    "Imports, and calls that set something up?"
+def is_folded(text, aside):
+    "Imports and what sets something up, long cells, and those of middle length that draw or stand aside?"
     kinds = ast.Import, ast.ImportFrom, ast.Expr
+    if text.count("\n") >= (12 if aside or re.search(r"^alt\(", text, re.M) else 30):
+        return True
     start = re.match("(import|from) ", text)
     return start and all(isinstance(n, kinds) for n in ast.parse(text).body)
 
 
-def translate(nb):  # (module it exports to or None, dict from name to (`ast` node, source))
+def translate(nb, title):  # (module it exports to or None, dict from name to (`ast` node, source))
     "A notebook as `proc_nbs` left it, for myst-nb: Quarto's options become its own, `show_doc` a table."
     sources = "\n".join(c["source"] for c in nb["cells"])
     module = re.search(r"^#\| default_exp:? (\S+)", sources, re.M)
     module = module and module[1]
-    cells, exported, after = [], {}, 0
+    cells, exported, after, aside = [], {}, 0, title.startswith("9")  # an appendix
     for cell in nb["cells"]:
+        aside = aside or cell["source"].startswith("## The rest of the code")
         options = dict(re.findall(r"^#\| ([\w-]+): *(.*)$", cell["source"], re.M))
         cell["source"] = text = re.sub(r"^#\| .*\n?", "", cell["source"], flags=re.M).strip("\n")
         shown = re.match(r"show_doc\((\w+)\)$", text)
@@ -159,7 +163,7 @@ def translate(nb):  # (module it exports to or None, dict from name to (`ast` no
                 cells.insert(after, markdown(text, f"arguments-{shown[1]}"))
         elif text:
             tags = ["remove-input"] if options.get("echo") == "false" else []
-            if options.get("code-fold") == "true" or is_import(text):
+            if options.get("code-fold") == "true" or is_folded(text, aside):
                 tags.append("hide-input")
             cell["metadata"] = {"tags": tags, "mystnb": {"image": {"alt": alt(cell)}}}
             if module and {"export", "exports"} & options.keys():
@@ -170,8 +174,11 @@ def translate(nb):  # (module it exports to or None, dict from name to (`ast` no
             cells.append(cell)
             after = len(cells)
     nb["cells"] = [c for c in cells if c["source"]]
-    title, subtitle = heading(nb)
-    nb["metadata"]["myst"] = {"html_meta": {"description": (subtitle or title).replace("`", "")}}
+    first = nb["cells"][0]
+    first["source"] = re.sub("# .+", lambda m: f"# {title}", first["source"], count=1)
+    meta = {"property=og:title": title, "description": heading(nb)[1] or title}
+    meta["property=og:description"] = meta["description"]
+    nb["metadata"]["myst"] = {"html_meta": {k: v.replace("`", "") for k, v in meta.items()}}
     return module, exported
 
 
@@ -181,7 +188,7 @@ def api(modules):  # markdown; from dict: module name to (path of the notebook, 
         parts += [f"## {title}", f"`slowconv.{module}`, built in [{title}]({path})"]
         parts.append(f"```{{py:currentmodule}} slowconv.{module}\n```")
         for name, (node, text) in exported.items():
-            parts += [entry(name, node, text), f"[how it is built](#{anchor(module, name)})\n`````"]
+            parts += [entry(name, node, text), f"[how {name} is built](#{anchor(module, name)})\n`````"]
     return "\n\n".join(parts)
 
 
@@ -206,13 +213,16 @@ def stage(folder):
     toc, modules = {g: [] for g in (*groups, "Reference")}, {}
     for path in notebooks():
         nb, at = read(processed / path.relative_to(nbs)), path.relative_to(root)
-        module, exported = translate(nb)
+        title = label(path, nb)
+        module, exported = translate(nb, title)
         if module:
-            modules[module] = at, label(path, nb), exported
+            modules[module] = at, title, exported
         copy_linked(nb, at, folder)
         write(folder / at, json.dumps(nb))
-        toc[groups[group(path)]].append(f"{label(path, nb)} <{at.with_suffix('')}>")
+        toc[groups[group(path)]].append(str(at.with_suffix("")))
 
+    lost = "There's nothing here. [Begin at the front page](index.ipynb), or search for it."
+    write(folder / "404.md", f"---\norphan: true\n---\n# Page not found\n\n{lost}")
     write(folder / "api.md", api(modules))
     toc["Reference"].append("api")
     for name in ("benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
@@ -222,7 +232,7 @@ def stage(folder):
         toc["Reference"].append(str(at.with_suffix("")))
 
     front = read(processed / "index.ipynb")
-    translate(front)
+    translate(front, heading(front)[0])
     for cell in front["cells"]:  # it stands where README.md does
         cell["source"] = (
             from_root(cell["source"]) if cell["cell_type"] == "markdown" else cell["source"]
@@ -232,10 +242,6 @@ def stage(folder):
         ]:
             data["text/markdown"] = from_root("".join(data["text/markdown"]))
     copy_linked(front, Path("index.ipynb"), folder)
-    at, title, _ = next(iter(modules.values()))
-    begin = f'<a class="begin" href="{at.with_suffix(".html")}">Begin with {title}</a>'
-    first_heading = [c["source"][:3] for c in front["cells"]].index("## ")
-    front["cells"].insert(first_heading, markdown(begin, "begin"))
     toctrees = "\n\n".join(contents(*g) for g in toc.items() if g[1])
     front["cells"].append(markdown(toctrees, "contents"))
     write(folder / "index.ipynb", json.dumps(front))
@@ -251,10 +257,13 @@ def build(out):
     args = ["-q", "-W", "--keep-going", "-c", docs, "-d", out / "doctrees", source, html]
     if status := build_main([str(a) for a in args]):
         sys.exit(status)
-    # a download is the notebook itself, with what the page hides
-    shutil.copy(nbs / "index.ipynb", html / "_sources")
-    for path in notebooks():
-        shutil.copy(path, html / "_sources" / path.relative_to(root))
+    # a download is the notebook itself, with what the page hides, and lies beside its page
+    for path in [nbs / "index.ipynb", *notebooks()]:
+        shutil.copy(path, html / path.relative_to(root))
+    for source_map in (html / "_static").rglob("*.map"):
+        source_map.unlink()
+    picture = Image.open(next((docs / "images").glob("*.png"))).convert("RGB")
+    ImageOps.pad(picture, (1200, 630), color="white").save(html / "_static" / "card.png")
 
 
 if __name__ == "__main__":

@@ -235,7 +235,7 @@ def animate_conv(
     stride=1,  # pixels from one window to the next
     padding=0,  # zeros on each side, black and hatched
     fps=3,  # windows per second
-):  # `IPython.display.HTML` with the GIF in it
+):  # `IPython.display.HTML` with the last picture, and with the GIF, to be played
     "Animate a kernel's walk over an image."
     from IPython.display import HTML
 
@@ -264,16 +264,21 @@ def animate_conv(
         axs[2].text(col, row, f"{v:.1f}", size=size, ha="center", va="center")
         frames.append(as_gif(fig))
     plt.close(fig)
-    gif, ms = io.BytesIO(), 1000 / fps
-    wait = [ms] * (len(frames) - 1) + [4 * ms]
-    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=wait, loop=0)
-    gif = base64.b64encode(gif.getvalue()).decode()
     sizes = [f"{m.shape[0]}x{m.shape[1]}" for m in (kernel, image, fmap)]
     alt = "A {} window goes over an image of {} and fills a map of {}".format(*sizes)
     alt += (
         f", stride {stride}, padding {padding}, numbers from {fmap.min():.1f} to {fmap.max():.1f}"
     )
-    return HTML(f'<img style="max-width: 100%" alt="{alt}" src="data:image/gif;base64,{gif}">')
+    wait, html = [1000 / fps] * (len(frames) - 1) + [4000 / fps], ""
+    for some, text in ((frames[-1:], alt), (frames, "The same, window by window")):
+        gif = io.BytesIO()
+        some[0].save(
+            gif, "GIF", save_all=True, append_images=some[1:], duration=wait[-len(some) :], loop=0
+        )
+        gif = base64.b64encode(gif.getvalue()).decode()
+        html += f'<img style="max-width: 100%" alt="{text}" src="data:image/gif;base64,{gif}">'
+        html += "<details><summary>Play</summary>" if len(some) == 1 else "</details>"
+    return HTML(html)
 
 # %% ../nbs/90_show.ipynb #90000023
 def show_history(

@@ -118,7 +118,7 @@ def test_each_error_names_the_function_that_was_called():
 
 def test_a_walk_has_a_picture_for_each_window():
     html = animate_conv(torch.rand(5, 6), torch.ones(3, 2), stride=2, padding=1).data
-    gif = base64.b64decode(re.search('base64,([^"]+)', html)[1])
+    gif = base64.b64decode(re.findall('base64,([^"]+)', html)[-1])
     with Image.open(io.BytesIO(gif)) as im:
         assert im.n_frames == 3 * 4
     assert 'alt="A 3x2 window' in html
@@ -135,7 +135,7 @@ def test_greys_of_a_walk_stay_grey():
 
 def test_what_a_walk_has_not_reached_is_grey_and_its_padding_black():
     html = animate_conv(torch.ones(4, 4), torch.zeros(3, 3), padding=1).data
-    with Image.open(io.BytesIO(base64.b64decode(re.search('base64,([^"]+)', html)[1]))) as im:
+    with Image.open(io.BytesIO(base64.b64decode(re.findall('base64,([^"]+)', html)[-1]))) as im:
         ends = []
         for i in (0, im.n_frames - 1):
             im.seek(i)
