@@ -179,6 +179,19 @@ def expect(ok, message):
 Plan = namedtuple("Plan", "table starts pairs zeros ones")
 
 
+def write_sums(s, channels, sizes, places, relus):
+    "The four sums of a layer: its outputs, its inputs' gradient, its weights' and its biases'."
+    (ni, nf), (inputs, outputs, taps), (i, o, w, bias) = channels, sizes, places
+    s.targets = outputs, inputs, taps, 1
+    s.channels = nf, ni, nf, nf
+    s.depth = ni, nf, ni, 1
+    s.at = o, i, w, bias
+    s.left, s.lsize = (i, o, o, o), (inputs, outputs, outputs, outputs)
+    s.right, s.rsize = (w, w, i, 0), (0, 0, inputs, 0)
+    s.row, s.col = (ni * taps, 1, 0, 0), (1, ni * taps, 0, 0)
+    s.bias, s.relu = (bias, -1, -1, -1), relus
+
+# %% ../nbs/10_fast.ipynb #21516713
 @lru_cache
 def make_plan(layers, size, dtype="float32"):
     "What the loops below go through, for `layers` and images of `size`; the outputs' size; a block's length."
@@ -190,19 +203,11 @@ def make_plan(layers, size, dtype="float32"):
         before = f"maps of {[channels, *hw]} before layer {n + 1}, which takes {ni} channels"
         fits = channels == ni and min(hw_out) > 0
         expect(fits, f"{before} and has a kernel of {ks}; the images are {list(size)}")
-        inputs, outputs, taps = math.prod(hw), math.prod(hw_out), math.prod(ks)
-        o, bias, s = i + ni * inputs * IMAGES, w + nf * ni * taps, table[n]
-        # the outputs, the inputs' gradient, the weights', and the biases'
-        s.targets = outputs, inputs, taps, 1
-        s.channels, s.depth = (nf, ni, nf, nf), (ni, nf, ni, 1)
-        s.at = o, i, w, bias
-        s.left, s.lsize = (i, o, o, o), (inputs, outputs, outputs, outputs)
-        s.right, s.rsize = (w, w, i, 0), (0, 0, inputs, 0)
-        s.row, s.col = (ni * taps, 1, 0, 0), (1, ni * taps, 0, 0)
-        s.bias, s.relu = (bias, -1, -1, -1), (relu, 2 * below, 0, 0)
-        never = np.zeros(outputs, int)
+        sizes = inputs, outputs, taps = math.prod(hw), math.prod(hw_out), math.prod(ks)
+        places = _, o, _, bias = i, i + ni * inputs * IMAGES, w, w + nf * ni * taps
+        write_sums(table[n], (ni, nf), sizes, places, (relu, 2 * below, 0, 0))
         met += [(out, pix, tap * ni), (pix, out, tap * ni), (tap, out, pix)]
-        met += [(never, np.arange(outputs), never)]
+        met += [(np.zeros(outputs, int), np.arange(outputs), np.zeros(outputs, int))]
         channels, hw, w, i, below = nf, hw_out, bias + nf, o, relu
     table.first.flat = np.cumsum(table.targets) - table.targets.flat
     target = np.concatenate([m[0] + first for m, first in zip(met, table.first.flat, strict=True)])
@@ -464,7 +469,29 @@ def channels_last(p, back=False):
     "A convolution's weights with the channels last, or back; a bias as it is."
     return p.movedim(*((-1, 1) if back else (1, -1))) if p.ndim > 1 else p
 
+# %% ../nbs/10_fast.ipynb #aeb41b1f
+def join(params):
+    "All weights and biases in one vector; each parameter becomes a view of its part."
+    parts = [channels_last(p.detach()) for p in params]
+    vector = torch.cat([part.flatten() for part in parts])
+    for p, part, view in zip(params, parts, vector.split([p.numel() for p in params]), strict=True):
+        p.data = channels_last(view.view(part.shape), back=True)
+    return vector
 
+
+def check_epoch(tail, images, labels, size, bs):
+    "ValueError if `train_epoch` can't train on these; `size` is that of the network's outputs."
+    (classes, *hw), found = size, (labels.amin().item(), labels.amax().item())
+    flat = all(type(m) is nn.Flatten for m in tail)
+    expect(hw == [1, 1], f"maps of {hw} at the end; expected [1, 1]")
+    expect(flat, f"{tail} at the end; expected Flatten")
+    expect(images.dtype == torch.uint8, f"images of {images.dtype}; expected torch.uint8")
+    expect(len(labels) == len(images), f"{len(labels)} labels for {len(images)} images")
+    known = 0 <= found[0] and found[1] < classes
+    expect(known, f"labels {found}; expected 0 to {classes - 1}")
+    expect(bs > 0, f"bs={bs}; expected 1 or more")
+
+# %% ../nbs/10_fast.ipynb #aeb41b20
 class FastNet(nn.Module):
     """`model`, with its convolutions compiled, up to the last one; what follows is left to PyTorch.
     `.weights` holds all their weights. The model keeps views of it: to train one is to train both."""
@@ -479,12 +506,8 @@ class FastNet(nn.Module):
         kinds = {(p.device.type, p.dtype, p.requires_grad) for p in params}
         fits = kinds in ({("cpu", t, True)} for t in (torch.float32, torch.float64))
         expect(fits, f"weights of {kinds}; expected float32 or float64 on the CPU")
-        parts = [channels_last(p.detach()) for p in params]
-        self.weights = nn.Parameter(torch.cat([part.flatten() for part in parts]))
+        self.weights = nn.Parameter(join(params))
         self.register_buffer("velocity", torch.zeros_like(self.weights), persistent=False)
-        views = self.weights.detach().split([p.numel() for p in params])
-        for p, part, view in zip(params, parts, views, strict=True):
-            p.data = channels_last(view.view(part.shape), back=True)
 
     def _apply(self, fn, *args):  # what .to() and .double() call
         if fn(self.weights) is not self.weights:
@@ -505,7 +528,7 @@ class FastNet(nn.Module):
         """A step of SGD for each batch of `images`, uint8 [N,C,H,W] (divided by 255), in random order.
         `lr` may be one for each step. The network's outputs are logits [N,classes] for `labels`, int64."""
         plan, size, length = self.plan(images.shape[1:])
-        self._check_epoch(images, labels, size, bs)
+        check_epoch(self.tail, images, labels, size, bs)
         lrs, n = torch.as_tensor(lr, dtype=self.weights.dtype), -(-len(images) // bs)
         fits = lrs.ndim == 0 or len(lrs) == n
         expect(fits, f"{lrs.numel()} learning rates; expected one, or {n}")
@@ -515,14 +538,3 @@ class FastNet(nn.Module):
         arrays = losses, lrs.expand(n), momentum, self.weights, self.velocity, data, scratch
         on_threads(train_steps, *arrays, plan)
         return losses
-
-    def _check_epoch(self, images, labels, size, bs):
-        (classes, *hw), found = size, (labels.amin().item(), labels.amax().item())
-        flat = all(type(m) is nn.Flatten for m in self.tail)
-        expect(hw == [1, 1], f"maps of {hw} at the end; expected [1, 1]")
-        expect(flat, f"{self.tail} at the end; expected Flatten")
-        expect(images.dtype == torch.uint8, f"images of {images.dtype}; expected torch.uint8")
-        expect(len(labels) == len(images), f"{len(labels)} labels for {len(images)} images")
-        known = 0 <= found[0] and found[1] < classes
-        expect(known, f"labels {found}; expected 0 to {classes - 1}")
-        expect(bs > 0, f"bs={bs}; expected 1 or more")
