@@ -134,6 +134,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'slowconv.fast.update': ('fast.html#update', 'slowconv/fast.py'),
                                'slowconv.fast.weight_grad': ('fast.html#weight_grad', 'slowconv/fast.py'),
                                'slowconv.fast.weight_grad_tiles': ('fast.html#weight_grad_tiles', 'slowconv/fast.py'),
+                               'slowconv.fast.word': ('fast.html#word', 'slowconv/fast.py'),
                                'slowconv.fast.write_sums': ('fast.html#write_sums', 'slowconv/fast.py')},
             'slowconv.inside': { 'slowconv.inside.layer_table': ('inside.html#layer_table', 'slowconv/inside.py'),
                                  'slowconv.inside.receptive_field': ('inside.html#receptive_field', 'slowconv/inside.py'),
