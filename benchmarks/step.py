@@ -5,7 +5,8 @@
     python benchmarks/step.py --save      # and its tables go into benchmarks/README.md
 
 Only the ratios carry over to another machine. On a machine with a CUDA device, PyTorch's ways run there
-too, with cuDNN; ours runs on the CPU. Exits with an error if the ways come to unlike losses.
+too, with cuDNN, and one more: a step that is recorded once, as a CUDA graph, and then replayed. Ours runs on
+the CPU. Exits with an error if the ways come to unlike losses.
 """
 
 import copy
@@ -31,14 +32,8 @@ from slowconv.fast import FastNet, peak, products
 from slowconv.training import fit, run_epoch
 
 repeats = 50  # steps in a row
-eager, ours, one_call = "PyTorch eager", "`FastNet`", "`FastNet.train_epoch`"
-makers = {
-    eager: lambda model: model,
-    "`channels_last`": lambda model: model.to(memory_format=torch.channels_last),
-    "`torch.compile`": torch.compile,
-    ours: FastNet,
-    one_call: FastNet,
-}
+eager, graph = "PyTorch eager", "CUDA graph"
+ours, one_call = "`FastNet`", "`FastNet.train_epoch`"
 
 
 def take_steps(net, opt, xb, yb, n=repeats):  # loss of the last
@@ -50,27 +45,76 @@ def take_steps(net, opt, xb, yb, n=repeats):  # loss of the last
     return loss.item()
 
 
+class Graph:
+    "A step of SGD on a CUDA device, recorded once; each batch is copied to where the record reads it."
+
+    def __init__(self, net):
+        self.net, start = net, copy.deepcopy(net.state_dict())
+        self.xb = torch.zeros(bs, 1, 28, 28, device="cuda")
+        self.yb = torch.zeros(bs, dtype=torch.long, device="cuda")
+        opt, side = optim.SGD(net.parameters(), lr=lr), torch.cuda.Stream()
+        with torch.cuda.stream(side):  # cuDNN chooses its ways before the recording
+            take_steps(net, opt, self.xb, self.yb, n=3)
+        torch.cuda.synchronize()
+        self.recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.recorded):
+            self.loss = F.cross_entropy(net(self.xb), self.yb)
+            self.loss.backward()
+            opt.step()
+            opt.zero_grad()
+        net.load_state_dict(start)
+
+    def __call__(self, xb, yb):  # loss
+        self.xb.copy_(xb)
+        self.yb.copy_(yb)
+        self.recorded.replay()
+        return self.loss
+
+
+def take_recorded_steps(step, xb, yb, n=repeats):  # loss of the last
+    for _ in range(n):
+        loss = step(xb, yb)
+    return loss.item()
+
+
 def take_steps_in_one_call(net, images, labels, n=repeats):  # loss of the last
     return net.train_epoch(images[: n * bs], labels[: n * bs], lr)[-1].item()
+
+
+makers = {
+    eager: lambda model: model,
+    "`channels_last`": lambda model: model.to(memory_format=torch.channels_last),
+    "`torch.compile`": torch.compile,
+    ours: FastNet,
+    one_call: FastNet,
+    graph: Graph,
+}
 
 
 def take_epoch(name, net, dls, images, labels):
     if name == one_call:
         net.train_epoch(images, labels, lr)
         return run_epoch(net, F.cross_entropy, dls[1])
+    if name == graph:
+        for xb, yb in dls[0]:
+            if len(xb) == bs:  # the last batch is smaller, and left out
+                net(xb, yb)
+        return run_epoch(net.net, F.cross_entropy, dls[1])
     opt = optim.SGD(net.parameters(), lr=lr)
     return fit(1, net, F.cross_entropy, opt, *dls, log=lambda line: None)
 
 
 def first_step(name, device):  # seconds
-    net = makers[name](get_model().to(device))
-    opt = optim.SGD(net.parameters(), lr=lr)
+    model = get_model().to(device)
     batch = torch.rand(bs, 1, 28, 28).to(device), torch.randint(10, (bs,)).to(device)
     begin = time.perf_counter()
+    net = makers[name](model)
     if name == one_call:
         net.train_epoch((255 * batch[0]).byte(), batch[1], lr)
+    elif name == graph:
+        net(*batch).item()
     else:
-        take_steps(net, opt, *batch, n=1)
+        take_steps(net, optim.SGD(net.parameters(), lr=lr), *batch, n=1)
     return time.perf_counter() - begin
 
 
@@ -87,10 +131,12 @@ def main(
     save: bool = False,  # put the tables into benchmarks/README.md
 ):
     "Measure a step and an epoch."
-    load, dls = common.wait_for_rest(save), fashion_mnist(bs)
+    load = common.wait_for_rest(save)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    dls = {d: fashion_mnist(bs, device=d) for d in devices}
     ways = {f"{name}, {d}": (name, d) for d in devices for name in makers}
-    ways = {title: way for title, way in ways.items() if way[1] == "cpu" or "FastNet" not in title}
+    only = {graph: "cuda", ours: "cpu", one_call: "cpu"}
+    ways = {title: (name, d) for title, (name, d) in ways.items() if only.get(name, d) == d}
     compiling = {title: first_steps(*way) for title, way in tqdm(ways.items(), "first steps")}
 
     torch.manual_seed(42)
@@ -104,13 +150,19 @@ def main(
         if name == one_call:
             runs[title] = partial(take_steps_in_one_call, nets[title], images, labels)
             continue
+        if name == graph:
+            runs[title] = partial(take_recorded_steps, nets[title], xb.to(d), yb.to(d))
+            continue
         opt = optim.SGD(nets[title].parameters(), lr=lr)
         runs[title] = partial(take_steps, nets[title], opt, xb.to(d), yb.to(d))
     losses = {title: run(1) for title, run in runs.items()}
     if max(losses.values()) - min(losses.values()) > 1e-3:
         sys.exit(f"step: unlike losses: {losses}")
     steps, _ = common.interleave(runs, rounds)
-    whole = {t: partial(take_epoch, ways[t][0], nets[t], dls, images, labels) for t in ways}
+    whole = {
+        t: partial(take_epoch, name, nets[t], dls[d], images, labels)
+        for t, (name, d) in ways.items()
+    }
     epochs, _ = common.interleave(whole, rounds)
 
     def compare(seconds):  # rows of a table; ratios to the first way on the same device

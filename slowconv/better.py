@@ -59,7 +59,7 @@ def with_batchnorm(
     for m in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
         if [type(layer) for layer in m[-2:]] == [nn.Conv2d, nn.ReLU]:
             m[-2].bias = None
-            m.insert(len(m) - 1, nn.BatchNorm2d(m[-2].out_channels))
+            m.insert(len(m) - 1, nn.BatchNorm2d(m[-2].out_channels, device=m[-2].weight.device))
     return model
 
 # %% ../nbs/06_better.ipynb #90958824

@@ -60,7 +60,7 @@ def _images(image):
     return [_matrix(a / 255 if a.dtype == torch.uint8 else a, "the image", 64)]
 
 # %% ../nbs/91_explore.ipynb #a1100007
-all_panels = ("kernels", "products", "stride", "padding", "dilation", "matrix")
+all_panels = ("kernels", "products", "stride", "padding", "dilation", "size", "bias", "matrix")
 
 
 def _choices(kernel, kernels, panels):
@@ -76,8 +76,7 @@ def _choices(kernel, kernels, panels):
 # %% ../nbs/91_explore.ipynb #a1100009
 def _settings(**settings):
     for name, v in settings.items():
-        low = 0 if name == "padding" else 1
-        if v not in range(low, 10):
+        if v not in range(low := int(name != "padding"), 10):
             raise ValueError(f"ConvExplorer: {name}={v!r}; expected a whole number from {low} to 9")
     return {name: int(v) for name, v in settings.items()}
 
@@ -109,7 +108,7 @@ def _data(e):
 def _note(e):
     "What is said below the picture."
     said = [f"{name} {v}" for name, v in e.settings.items() if name in e.panels]
-    said += ["dashed: the next window"] * ("stride" in e.panels)
+    said += ["dots: the middles of all windows; dashed: the next window"] * ("stride" in e.panels)
     said += [f"striped: {(~e.seen).sum()} pixels that no window reads"] * (not e.seen.all())
     said += [f"kernels to choose from: {', '.join(map(str, e.kernels))}"] * (len(e.kernels) > 1)
     return "; ".join(said)
@@ -133,8 +132,12 @@ def _draw_image(e, ax, **greys):
     for y, x in (~e.seen).nonzero().tolist():
         draw_frame(ax, y + p, x + p, ec="#7a35d8", lw=0, hatch="////")
     size = [dilation * (k - 1) + 1 for k in e.kernel.shape]
-    if "stride" in e.panels and col + 1 < e.map.shape[1]:
-        draw_frame(ax, row * stride, (col + 1) * stride, *size, ls="--")
+    if "stride" in e.panels:
+        y, x = torch.cartesian_prod(*map(torch.arange, e.map.shape)).T * stride
+        middles = x + (size[1] - 1) / 2, y + (size[0] - 1) / 2
+        ax.scatter(*middles, s=1600 / padded.numel(), c="tab:orange")
+        if col + 1 < e.map.shape[1]:
+            draw_frame(ax, row * stride, (col + 1) * stride, *size, ls="--")
     draw_frame(ax, row * stride, col * stride, *size)
 
 
@@ -187,7 +190,7 @@ def _html(e):
     data = html.escape(json.dumps(_data(e), separators=(",", ":")))
     picture, alt = base64.b64encode(_png(e)[0]).decode(), html.escape(str(e))
     still = f'<img style="max-width: 100%" alt="{alt}" src="data:image/png;base64,{picture}">'
-    note = "<p>This is a picture. You can touch it in a notebook that has run and is trusted.</p>"
+    note = "<p>A picture. You can touch it where scripts run: with JavaScript, in a trusted notebook.</p>"
     element = f'{name} data-lm-suppress-shortcuts="true" data-explorer="{data}"'
     return f"<{element}>{still}{note}</{name}>\n<script>{script}"
 

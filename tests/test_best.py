@@ -57,7 +57,7 @@ def test_the_weights_that_come_along_give_the_stated_accuracy(source, tolerance)
     if source is None and find_source("fashion_mnist") == "sample":
         pytest.skip("needs the whole test set")
     images, labels = load_images("fashion_mnist", "test", source)
-    model = get_best_model().eval()
+    model = get_best_model().cpu().eval()
     with torch.no_grad():
         preds = [model(x[:, None] / 255).argmax(1) for x in images.split(1000)]
     assert (torch.cat(preds) == labels).float().mean() == pytest.approx(stated(), abs=tolerance)

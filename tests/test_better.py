@@ -15,7 +15,7 @@ root = Path(__file__).parents[1]
 
 
 def test_batchnorm_stands_between_convolution_and_relu():
-    model = get_model()
+    model = get_model().cpu()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     normed = with_batchnorm(model)
     for layer in normed[:4]:
@@ -28,6 +28,8 @@ def test_batchnorm_stands_between_convolution_and_relu():
     x = torch.randn(64, 1, 28, 28)
     out = normed[0][1](normed[0][0](x))
     torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    elsewhere = with_batchnorm(model.to("meta"))
+    assert {p.device.type for p in elsewhere.parameters()} == {"meta"}
 
 
 def windows(im, shift):

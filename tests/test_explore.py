@@ -19,6 +19,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 from slowconv import ConvExplorer, left_edge, out_size, top_edge
 from slowconv.explore import all_panels, usual_kernels
 
+names = "stride", "padding", "dilation"
+
 
 def conv2d(image, kernel, **settings):
     "The map as torch has it, in double precision."
@@ -60,14 +62,12 @@ def test_images_in_many_forms(forms, expected):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"image": torch.rand(8, 8, 3)}, r"shape \[8, 8, 3\] has colours"),
         ({"image": torch.full((8, 8), torch.nan)}, "the image holds nan"),
         ({"image": torch.rand(25, 8, 8)}, "25 images"),
         ({"kernels": {"odd": torch.rand(9, 9)}}, r"kernels\['odd'\] has shape \[9, 9\]"),
         ({"stride": 1.5}, "stride=1.5; expected a whole number from 1 to 9"),
         ({"padding": -1}, "padding=-1; expected a whole number from 0 to 9"),
         ({"titles": ["a", "b"]}, "2 titles for 1 images"),
-        ({"panels": ["bias"]}, "panels {'bias'}; there are kernels, products, stride"),
         ({"at": (0, -1)}, r"at=\(0, -1\); the map has shape \[6, 6\]"),
     ],
 )
@@ -97,52 +97,39 @@ def test_it_opens_on_the_first_window_of_half_the_strength_or_where_it_is_told()
     assert (told["row"], told["col"]) == (2, 0)
 
 
-def still(image, **kwargs):
-    "The still picture as int [H,W,3], and its alt text."
+def still(**kwargs):
+    "The still picture of a black square on white, as int [H,W,3], and its alt text."
+    image = torch.ones(8, 8)
+    image[3:6, 4:7] = 0
     png, said = ConvExplorer(image, torch.ones(3, 3), **{"panels": (), **kwargs})._repr_png_()
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int), said["alt"]
 
 
-def test_the_still_picture_frames_the_window_and_its_answer():
-    image = torch.ones(8, 8)
-    image[3:6, 4:7] = 0
-    boxes = []
-    for at, answer in (((0, 0), "9.00"), ((3, 4), "0.00")):
-        a, alt = still(image, at=at)
-        assert alt == (
-            "A convolution: an image of 8 by 8 pixels, a kernel of 3 by 3 numbers, and their feature "
-            f"map of 6 by 6. The framed window's answer is {answer}."
-        )
-        orange = (a[..., 0] > 200) & (abs(a[..., 1] - 127) < 40) & (a[..., 2] < 60)
-        halves = np.split(orange, [a.shape[1] // 2], 1)
-        boxes.append([[(i.min(), i.max()) for i in half.nonzero()] for half in halves])
-    for ((y0, y1), (x0, _)), ((y, _), (x, _)), cells in zip(*boxes, (3, 1), strict=True):
-        cell = (y1 - y0) / cells
-        assert (y - y0) / cell == pytest.approx(3, abs=0.35)
-        assert (x - x0) / cell == pytest.approx(4, abs=0.5)
-    (y0, y1), (x0, x1) = boxes[1][0]  # what is framed is black
-    assert (a[y0:y1, x0:x1].max(2) < 30).mean() > 0.75
+def test_the_still_picture_frames_the_window_and_says_its_answer():
+    a, alt = still(at=(3, 4))
+    assert alt == (
+        "A convolution: an image of 8 by 8 pixels, a kernel of 3 by 3 numbers, and their feature "
+        "map of 6 by 6. The framed window's answer is 0.00."
+    )
+    orange = (a[..., 0] > 200) & (abs(a[..., 1] - 127) < 40) & (a[..., 2] < 60)
+    (y0, y1), (x0, x1) = ((i.min(), i.max()) for i in orange[:, : a.shape[1] // 2].nonzero())
+    assert (a[y0:y1, x0:x1].max(2) < 30).mean() > 0.75  # what is framed is black
 
 
 @pytest.mark.parametrize("padding, stride, hatched", [(0, 1, ""), (2, 1, "grey"), (0, 2, "violet")])
 def test_the_still_picture_hatches_padding_and_what_is_never_read(padding, stride, hatched):
-    a, alt = still(torch.zeros(8, 8), padding=padding, stride=stride, at=(0, 0))
+    a, alt = still(padding=padding, stride=stride, at=(0, 0))
     r, g, b = a[:, :270].transpose(2, 0, 1)
     assert (((r == g) & (g == b) & (80 < g) & (g < 140)).sum() > 3000) == (hatched == "grey")
-    assert (
-        ((b - g > 60).sum() > 1000)
-        == (hatched == "violet")
-        == ("15 pixels that no window reads" in alt)
-    )
-    if hatched != "violet":  # and greys stay grey
-        assert ((r == g) & (g == b) | (r - b > 20)).all()
+    violet, said = (b - g > 60).sum() > 800, "15 pixels that no window reads" in alt
+    assert violet == said == (hatched == "violet")
 
 
 def test_the_still_picture_has_the_panels_of_its_call():
-    height = {p: still(torch.rand(9, 9), panels=p)[0].shape[0] for p in ((), ("matrix",))}
+    height = {p: still(panels=p)[0].shape[0] for p in ((), ("matrix",))}
     assert height["matrix",] > height[()] + 60
-    alt = still(torch.rand(9, 9), panels=("stride", "kernels"), stride=2)[1]
-    assert "Stride 2; dashed: the next window; kernels to choose from: given, upper" in alt
+    alt = still(panels=("stride", "kernels"), stride=2)[1]
+    assert "Stride 2; dots: the middles of all windows; dashed: the next window; striped" in alt
 
 
 def test_the_html_is_small_the_same_each_time_and_needs_nothing():
@@ -219,11 +206,10 @@ class Page:
     def check(self):
         "The map shown is the one that torch computes of what is shown."
         s = self.state
-        expected = conv2d(
-            s["image"], s["kernel"], **{k: s[k] for k in ("stride", "padding", "dilation")}
-        )
+        expected = conv2d(s["image"], s["kernel"], **{k: s[k] for k in names}) + s["bias"]
+        expected = expected.relu() if s["relu"] else expected
         torch.testing.assert_close(torch.tensor(s["map"]).double(), expected, rtol=1e-6, atol=1e-6)
-        assert abs(sum(s["products"]) - expected[s["row"], s["col"]]) < 1e-6
+        assert abs(s["sum"] - expected[s["row"], s["col"]]) < 1e-6
         return s
 
 
@@ -244,35 +230,44 @@ def show(browser, tmp_path):
 
 
 def settings(n):
-    "n settings whose map is not empty: sizes of image and kernel, numbers, stride, padding, dilation."
+    "n settings, odd ones among them: thin images, windows that don't fit, large numbers."
     choose = lambda low, high: torch.randint(low, high + 1, ()).item()  # noqa: E731
-    out = []
-    while len(out) < n:
-        shape, ks = (choose(1, 40), choose(1, 40)), (choose(1, 7), choose(1, 7))
-        s = {"stride": choose(1, 5), "padding": choose(0, 4), "dilation": choose(1, 4)}
-        sizes = [(m, s["dilation"] * (k - 1) + 1) for m, k in zip(shape, ks, strict=True)]
-        if all(out_size(*size, s["stride"], s["padding"]) for size in sizes):
-            image, kernel = (torch.randn(size) * 10 ** choose(-2, 2) for size in (shape, ks))
-            out.append({"image": image.tolist(), "kernel": kernel.tolist(), **s})
-    return out
+    for i in range(n):
+        most = (5, 4, 4) if i % 3 else (9, 9, 9)
+        s = {k: choose(int(k != "padding"), m) for k, m in zip(names, most, strict=True)}
+        s |= {"bias": choose(-18, 18) / 2, "relu": i % 5 == 0}
+        shapes = (choose(1, 40), choose(1, 40)), (choose(1, 7), choose(1, 7))
+        yield s | {
+            part: (torch.randn(shape) * 10 ** choose(-2, 2 if i % 7 else 7)).tolist()
+            for part, shape in zip(("image", "kernel"), shapes, strict=True)
+        }
 
 
-def test_the_map_is_that_of_conv2d_on_240_settings(show):
-    page = show(ConvExplorer(ramp, torch.ones(1, 1)))
-    cases = settings(240)
-    each = "c => { el.set(c); return [el.state.map, el.state.unread] }"
+def test_the_map_is_that_of_conv2d_on_300_settings(show):
+    page = show(ConvExplorer(ramp, torch.ones(1, 1), panels=["products"]))
+    cases = list(settings(300))
+    each = "c => { el.set(c); const { map, unread, size } = el.state; return [map, unread, size] }"
+    page.js("document.body.hidden = true")  # nothing is drawn, which takes longer than all else
     shown = page.js(f"return arguments[1].map({each})", cases)
-    for case, (got, unread) in zip(cases, shown, strict=True):
-        image, kernel = (torch.tensor(case.pop(name)).double() for name in ("image", "kernel"))
-        expected = conv2d(image, kernel, **case)
+    empty = 0
+    for case, (got, unread, size) in zip(cases, shown, strict=True):
+        image, kernel = (torch.tensor(case[name]).double() for name in ("image", "kernel"))
+        x, s = torch.zeros_like(image, requires_grad=True), {k: case[k] for k in names}
+        try:
+            expected = conv2d(image, kernel, **s) + case["bias"]
+        except RuntimeError:  # the kernel is larger than the image
+            empty += 1
+            assert got == [] and size == [0, 0]
+            continue
+        expected = expected.relu() if case["relu"] else expected
         atol = 1e-6 * expected.abs().max().item()
         torch.testing.assert_close(torch.tensor(got).double(), expected, rtol=1e-5, atol=atol)
         # a pixel that is never read has no gradient
-        x = torch.zeros_like(image, requires_grad=True)
-        conv2d(x, torch.ones_like(kernel), **case).sum().backward()
+        conv2d(x, torch.ones_like(kernel), **s).sum().backward()
         zero = x.grad == 0
         assert unread["rows"] == zero.all(1).nonzero().flatten().tolist()
         assert unread["cols"] == zero.all(0).nonzero().flatten().tolist()
+    assert 5 < empty < 100
 
 
 @pytest.mark.parametrize("image", [torch.randn(12, 9) * 100, levels / 255], ids=["f32", "u8"])
@@ -296,28 +291,96 @@ def test_the_controls_set_the_map(show):
     size = [out_size(n, 5, 4, 3) for n in (13, 11)]  # a kernel of 3 reaches over 5 pixels
     assert s["size"] == size and f"The map is {size[0]} by {size[1]} now. Row" in s["text"]
     formula = page.js("return $('formula').textContent")
-    assert f"13 + 2·3 − 2·(3 − 1) − 14 + 1= {(13 + 6 - 4 - 1) / 4:g} + 1= {size[0]}" in formula
-    # out of range, and nothing at all
-    page.change("stride", 99)
-    page.change("stride", "")
-    assert page.js("return $('stride').value") == "9"
-    page.js("$('stride').parentNode.querySelector('button').click()")
+    assert f"⌊(13 + 2·3 − 2·(3 − 1) − 1) / 4⌋ + 1 = ⌊{14 / 4:g}⌋ + 1 = {size[0]}" in formula
+    # at its limit a button keeps the focus
+    page.change("stride", 9)
+    page.js("const b = $('stride').parentNode.lastChild; b.focus(); b.click()")
+    assert page.check()["stride"] == 9
+    assert page.js("return root.activeElement.ariaLabel") == "larger stride"
+    page.keys("stride", Keys.ARROW_DOWN)
     assert page.check()["stride"] == 8
+
+
+def test_size_bias_and_relu(show):
+    kernel = torch.arange(9.0).reshape(3, 3) - 5
+    page = show(ConvExplorer(torch.rand(9, 8), kernel))
+    for size in (4, 5, 7, 5, 4, 3):  # zeros around, and away again
+        page.change("size", size)
+        got = torch.tensor(page.check()["kernel"])
+        at = slice((size >> 1) - 1, (size >> 1) + 2)
+        assert got.shape == (size, size) and torch.equal(got[at, at], kernel)
+        assert got.abs().sum() == kernel.abs().sum()
+    page.change("size", 2)
+    assert page.check()["kernel"] == kernel[:2, :2].tolist()
+    page.change("bias", "1.5")
+    page.click("ReLU")
+    state = page.check()
+    assert state["bias"] == 1.5 and state["relu"] and min(map(min, state["map"])) == 0
+    assert page.js("return $('sum-text').textContent").endswith("after ReLU")
+
+
+wrong = {
+    "1,5": "“1,5” has a comma. Write a point.",
+    "1e9": "“1e9” is too large. The most is",
+    "-1e309": "“-1e309” is too small. The least is",
+    "abc": "“abc” isn't a number.",
+    "--3": "“--3” isn't a number.",
+    "٣": "“٣” isn't a number.",
+    " ": "Nothing is typed there.",
+}
+
+
+def test_what_is_no_number_is_said_and_changes_nothing(show):
+    page = show(ConvExplorer(torch.rand(9, 9), top_edge, stride=2))
+    page.js("root.querySelectorAll('#weights input')[5].id = 'weight'")
+    for field, part, more in (
+        ("stride", "dial", {"2.7": "“2.7” isn't a whole number.", "99": "“99” is too large."}),
+        ("weight", "weight", {"10000": "“10000” is too large. The most is 9999."}),
+    ):
+        before = page.check()
+        for typed, said in (wrong | more).items():
+            page.js("$(arguments[1]).focus()", field)
+            page.change(field, typed)
+            assert page.js(f"return $('wrong-{part}').textContent").startswith(said)
+            assert page.check() | {"text": ""} == before | {"text": ""}
+            shown = page.js("const i = $(arguments[1]); return [i.value, i.ariaInvalid]", field)
+            assert shown == ["2" if field == "stride" else "0", "true"]
+        for typed, v in ((" 3 ", 3), ("+4", 4), ("5e0", 5)):
+            page.change(field, typed)
+            state = page.check()
+            assert (state["stride"] if field == "stride" else state["kernel"][1][2]) == v
+            assert page.js(f"return $('wrong-{part}').textContent") == ""
+
+
+def test_no_number_is_cut(show):
+    kernel = torch.tensor([[-9998.5, 0.123456, -0.1], [9999, 1e-4, 1.5e7], [1 / 3, -123.456, 8]])
+    page = show(ConvExplorer(torch.rand(9, 9), kernel), width=360)
+    cells = """
+        const draw = document.createElement('canvas').getContext('2d');
+        return [...root.querySelectorAll('#weights input')].map(i => {
+          const { fontSize, fontFamily } = getComputedStyle(i);
+          draw.font = `${fontSize} ${fontFamily}`;
+          return [i.value, draw.measureText(i.value).width, i.clientWidth];
+        });
+    """
+    shown = page.js(cells)
+    assert [v for v, *_ in shown[:6]] == ["−9999", "0.12", "−0.10", "9999", "1e−4", "1.5e7"]
+    assert all(width <= room for _, width, room in shown), shown
 
 
 def test_only_the_named_panels_are_seen(show):
     parts = dict(zip(all_panels, all_panels, strict=True))
     parts |= {"products": "number", "matrix": "unrolled"}
-    choices = [(), ("products", "stride"), ("matrix",), ("padding", "dilation"), ("kernels",)]
+    choices = [(), ("products", "stride"), ("matrix",), ("padding", "size"), ("dilation", "bias")]
     image = torch.rand(9, 9)
     first = show(*(ConvExplorer(image, top_edge, panels=panels, at=(0, 0)) for panels in choices))
     for i, panels in enumerate(choices):
         page = Page(first.browser, i)
-        seen = "return !!$(arguments[1]).getClientRects().length"
+        seen = "return !!$(arguments[1])?.getClientRects().length"
         assert {p for p in all_panels if page.js(seen, parts[p])} == set(panels)
         # the formula speaks of what can be set, and the next window of the stride
-        assert page.js(seen, "formula") == bool({"stride", "padding", "dilation"} & set(panels))
-        assert ("d(k" in page.js("return $('formula').textContent")) == ("dilation" in panels)
+        assert page.js(seen, "formula") == bool(set(panels) - {"products", "matrix"})
+        assert ("1·(3" in page.js("return $('formula').textContent")) == ("dilation" in panels)
         assert page.js("return !$('next').hidden") == ("stride" in panels)
         page.keys("map", Keys.ARROW_DOWN)
         assert page.check()["row"] == 1
@@ -335,18 +398,22 @@ def test_without_scripts_there_is_a_picture(show, browser):
     assert browser.run("return document.querySelector('img').getClientRects().length") == 0
 
 
-def test_what_is_never_read_is_said_and_hatched(show):
-    page = show(ConvExplorer(torch.rand(8, 8), top_edge, stride=2, at=(0, 0)))
-    hatched = """
-        const c = $('image'), n = c.width / 8, copy = document.createElement('canvas').getContext('2d');
-        copy.drawImage(c, 0, 7 * n, n, n, 0, 0, n, n);
-        const d = copy.getImageData(0, 0, n, n).data;
-        return [...Array(d.length / 4).keys()].some(i => d[4 * i + 2] - d[4 * i + 1] > 60);
-    """
-    for padding, said in ((0, "row 7 and column 7"), (1, "every row and every column is read")):
-        page.change("padding", padding)
+def test_a_dot_in_each_middle_and_stripes_where_nothing_is_read(show):
+    page = show(ConvExplorer(torch.zeros(8, 8), top_edge, stride=2, at=(0, 0)), width=360)
+    for p, middles, never in ((0, {1, 3, 5}, {7}), (1, {1, 3, 5, 7}, set())):
+        page.change("padding", p)
+        said = "row 7 and column 7" if never else "every row and every column is read"
         assert said in page.js("return $('unread').textContent")
-        assert page.js(hatched) == (not padding)
+        url = page.js("return $('image').toDataURL()").partition(",")[2]
+        drawn = Image.open(io.BytesIO(base64.b64decode(url))).convert("RGB")
+        cell, dots, striped = drawn.width / (8 + 2 * p), set(), set()
+        for at in np.ndindex(8 + 2 * p, 8 + 2 * p):
+            y, x = (np.array(at) * cell).astype(int)
+            tile = np.asarray(drawn).astype(int)[y : y + int(cell), x : x + int(cell)]
+            dots |= {at} if tile[int(cell) // 2, int(cell) // 2] @ [1, 0, -1] > 150 else set()
+            striped |= {at} if (tile @ [0, -1, 1]).max() > 60 else set()
+        assert dots == {(y, x) for y in middles for x in middles}
+        assert striped == {at for i in never for j in range(8) for at in ((i, j), (j, i))}
 
 
 def test_no_window_fits(show):
@@ -393,15 +460,15 @@ def test_pointer_and_touch(show):
 
 def test_a_kernel_value_is_edited(show):
     page = show(ConvExplorer(torch.rand(9, 9), top_edge))
-    cell = "root.querySelectorAll('#weights input')[5]"
-    for typed, weight in (("-2.5", -2.5), (Keys.ARROW_UP, -2.4), ("1e9", 1e6)):
-        page.js(f"{cell}.select()")
-        page.js(f"return {cell}").send_keys(typed)
+    page.js("root.querySelectorAll('#weights input')[5].id = 'weight'")
+    for typed, weight in (
+        ((Keys.CONTROL, "a", Keys.NULL, "-2.5"), -2.5),
+        ((Keys.ARROW_UP,), -2.4),
+        ((Keys.CONTROL, "a", Keys.NULL, "1e9", Keys.TAB), -2.4),  # too large: as it was before
+    ):
+        page.keys("weight", *typed)
         assert page.check()["kernel"] == [[-1, -1, -1], [0, 0, weight], [1, 1, 1]]
-    # while there is no number yet, the last one stays
-    page.js(f"{cell}.value = ''; {cell}.dispatchEvent(new Event('input')); {cell}.blur()")
-    assert page.check()["kernel"][1][2] == 1e6
-    assert page.js(f"return {cell}.value") == "1.0e+6"
+    assert page.js("return $('weight').value") == "−2.40"
 
 
 def test_another_kernel_and_another_image(show):
@@ -414,7 +481,7 @@ def test_another_kernel_and_another_image(show):
     page.click("two")
     torch.testing.assert_close(torch.tensor(page.check()["image"]), images[1, 0])
     pressed = "[...root.querySelectorAll('[aria-pressed=true]')].map(b => b.textContent.trim())"
-    assert page.js(f"return {pressed}") == ["point", "two", "wide"]
+    assert page.js(f"return {pressed}") == ["wide", "two", "point"]
 
 
 def test_drawing(show):
@@ -428,17 +495,48 @@ def test_drawing(show):
     page.click("draw")
     page.keys("image", Keys.ARROW_DOWN, Keys.ARROW_RIGHT, " ")
     assert page.check()["image"][5][5] == 1
-    # all of it is as it came
-    page.click("blur")
-    page.change("stride", 3)
+
+
+def test_undo_reset_and_a_link(show):
+    page = show(ConvExplorer(torch.zeros(8, 8), top_edge))
+    states = [page.check()]
+    page.click("draw")
+    page.drag("image", (0.5 / 8, 2.5 / 8), (7.5 / 8, 2.5 / 8))
+    states.append(page.check())
+    page.js("root.querySelectorAll('#weights input')[5].id = 'weight'")
+    steps = [("weight", 0.25), ("stride", 2), ("padding", 1), ("bias", -1)]
+    for field, v in steps:
+        page.js("$(arguments[1]).focus()", field)
+        page.change(field, v)
+        states.append(page.check())
+    page.click("copy link")
+    address = page.browser.run("return location.href")
     page.click("reset")
-    state = page.check()
-    assert not torch.tensor(state["image"]).any()
-    assert state["kernel"] == top_edge.tolist() and state["stride"] == 1
+    same = lambda a, b: a | {"text": ""} == b | {"text": ""}  # noqa: E731
+    assert same(page.check(), states[0])
+    for state in states[::-1]:
+        page.click("undo")
+        assert same(page.check(), state)
+    page.click("undo")  # nothing is left to undo
+    assert same(page.check(), states[0])
+    # the address, opened anew and in a page that is open; and addresses of others
+    for other in (
+        "about:blank",
+        address.split("#")[0] + "#a-heading",
+        address.replace("mark", "x"),
+    ):
+        page.browser.driver.get(other)
+        page.browser.driver.get(address)
+        assert same(page.check(), states[-1])
+    for wrong in ("stride%22%3A2", "stride%22%3A0"), ("%5B%5B-1", "%5B%5B1e999"), ("%7D", ""):
+        page.browser.driver.get("about:blank")
+        page.browser.driver.get(address.replace(*wrong))
+        assert same(page.check(), states[0])
 
 
 def test_walk(show):
     page = show(ConvExplorer(torch.rand(4, 4), top_edge))
+    page.change("speed", 30)
     page.click("walk")
     seen = set()
     WebDriverWait(page, 20, 0.02).until(
@@ -446,9 +544,31 @@ def test_walk(show):
     )
     page.keys("map", Keys.HOME)
     assert page.js("return $('walk').getAttribute('aria-pressed')") == "false"
+    # whoever wants less motion gets a slow walk, and a map that doesn't glide
+    quiet = [{"name": "prefers-reduced-motion", "value": "reduce"}]
+    page.browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": quiet})
+    page.browser.driver.refresh()
+    moves = "return [$('speed').value, getComputedStyle($('map')).transitionDuration]"
+    assert page.js(moves) == ["500", "0s"]
 
 
-@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("width, height", [(360, 800), (720, 720), (1440, 900)])
+def test_image_map_kernel_and_stride_are_in_view_together(show, width, height):
+    page = show(ConvExplorer(torch.rand(28, 28), top_edge), width=width)
+    rects = "return ['image', 'map', 'weights', 'stride'].map(i => $(i).getBoundingClientRect())"
+    boxes = page.js(rects)
+    assert max(b["bottom"] for b in boxes) - min(b["top"] for b in boxes) < height - 100
+    image, map = boxes[:2]
+    assert image["right"] <= map["left"] and map["width"] > 110
+    # a stride of 2 halves the map, and padding leaves the pixels as they are
+    page.js("$('map').style.transition = 'none'")
+    page.js("el.set({ stride: 2, padding: 1 })")
+    padded, half = page.js(rects)[:2]
+    assert half["width"] / map["width"] == pytest.approx(14 / 26, abs=0.03)
+    assert padded["width"] / image["width"] == pytest.approx(30 / 28, abs=0.01)
+
+
+@pytest.mark.parametrize("width", [360, 1600])
 @pytest.mark.parametrize("ks", [(3, 3), (7, 7)])
 def test_no_overflow(show, browser, width, ks):
     page = show(ConvExplorer(torch.rand(6, 1, 64, 48), torch.randn(ks), padding=9), width=width)
@@ -482,7 +602,7 @@ def test_dark_and_light(show, scheme):
         const own = e => [...e.childNodes].map(n => n.nodeType === 3 ? n.data.trim() : '').join('');
         const text = e => e.tagName === 'INPUT' ? e.value : own(e);
         return [...root.querySelectorAll('.body *')]
-          .filter(e => !e.closest('.sr, :disabled') && e.getClientRects().length && text(e))
+          .filter(e => !e.closest('.sr') && e.getClientRects().length && text(e))
           .map(e => [text(e), getComputedStyle(e).color, behind(e)]);
         """
     )
