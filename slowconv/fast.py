@@ -16,6 +16,7 @@ except ImportError as e:
 import math
 import os
 import timeit
+from collections import namedtuple
 from functools import lru_cache
 from operator import attrgetter
 from threading import Lock
@@ -48,18 +49,17 @@ def _burn(outs, x, n):
 
 
 def peak():
-    "Multiply-adds per second of `fma` on tiles in registers, on PyTorch's threads: the best of 20 tries."
-    threads, n = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS), 2_000_000
+    "Multiply-adds per second of `fma` on tiles in registers, on PyTorch's threads: the best of 80 tries."
+    threads, n = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS), 500_000
     outs, x = torch.empty(threads, 4 * IMAGES), torch.ones(IMAGES)
-    seconds = timeit.repeat(lambda: on_threads(_burn, outs, x, n), number=1, repeat=21)
+    seconds = timeit.repeat(lambda: on_threads(_burn, outs, x, n), number=1, repeat=81)
     return threads * n * 4 * IMAGES / min(seconds)
 
 
 def products(plan):
     "Multiplications of one image in each layer on its way forward, those with padding left out."
-    table, starts, _ = plan
-    met = starts[table["first"] + table["targets"]] - starts[table["first"]]
-    return (table["channels"] * table["depth"] * met)[:, 0].tolist()
+    starts, s = plan.starts, plan.table[:, 0]
+    return (s.channels * s.depth * (starts[s.first + s.targets] - starts[s.first])).tolist()
 
 # %% ../nbs/10_fast.ipynb #21516711
 def meet(size, ks, stride, pad):
@@ -170,55 +170,57 @@ def sums(ctx, tile, cols):
     return shape(tile, cols), write
 
 # %% ../nbs/10_fast.ipynb #21516712
+def expect(ok, message):
+    if not ok:
+        raise ValueError(f"FastNet: {message}")
+
+
+# a table of sums, [layers,4]; where the pairs of each sum's targets start; the pairs; 0s and 1s
+Plan = namedtuple("Plan", "table starts pairs zeros ones")
+
+
+def write_sums(s, channels, sizes, places, relus):
+    "The four sums of a layer: its outputs, its inputs' gradient, its weights' and its biases'."
+    (ni, nf), (inputs, outputs, taps), (i, o, w, bias) = channels, sizes, places
+    s.targets = outputs, inputs, taps, 1
+    s.channels = nf, ni, nf, nf
+    s.depth = ni, nf, ni, 1
+    s.at = o, i, w, bias
+    s.left, s.lsize = (i, o, o, o), (inputs, outputs, outputs, outputs)
+    s.right, s.rsize = (w, w, i, 0), (0, 0, inputs, 0)
+    s.row, s.col = (ni * taps, 1, 0, 0), (1, ni * taps, 0, 0)
+    s.bias, s.relu = (bias, -1, -1, -1), relus
+
+# %% ../nbs/10_fast.ipynb #21516713
 @lru_cache
-def make_plan(layers, size):
-    "The four sums of each layer, [layers,4], and the pairs they run over; outputs' size; a block's length."
-    table, met, n, w, i, below, (channels, *hw) = [], [], 0, 0, 0, False, size
-    for ni, nf, ks, stride, pad, relu in layers:
-        (out, pix, tap), hw_out = meet(hw, ks, stride, pad)
-        if channels != ni or not min(hw_out):
-            raise ValueError(
-                f"FastNet: maps of {[channels, *hw]} before layer {len(table) // 4 + 1}, which takes "
-                f"{ni} channels and has a kernel of {ks}; the images are {list(size)}"
-            )
-        taps, inputs, outputs = math.prod(ks), math.prod(hw), math.prod(hw_out)
-        bias, o, always = w + nf * ni * taps, i + ni * inputs * IMAGES, np.zeros(outputs, int)
-        for targets, (target, *pair), *numbers in (
-            (outputs, (out, pix, tap * ni), nf, ni, o, i, inputs, w, 0, ni * taps, 1, bias, relu),
-            (
-                inputs,
-                (pix, out, tap * ni),
-                ni,
-                nf,
-                i,
-                o,
-                outputs,
-                w,
-                0,
-                1,
-                ni * taps,
-                -1,
-                2 * below,
-            ),
-            (taps, (tap, out, pix), nf, ni, w, o, outputs, i, inputs, 0, 0, -1, 0),
-            (1, (always, np.arange(outputs), always), nf, 1, bias, o, outputs, 0, 0, 0, 0, -1, 0),
-        ):
-            table.append((targets, n, *numbers))
-            met.append(np.stack([target + n, *pair]))
-            n += targets
-        channels, hw, w, i, below = nf, hw_out, bias + nf, o, relu
+def make_plan(layers, size, dtype="float32"):
+    "What the loops below go through, for `layers` and images of `size`; the outputs' size; a block's length."
     names = "targets,first,channels,depth,at,left,lsize,right,rsize,row,col,bias,relu"
-    table, (target, *pairs) = np.rec.fromrecords(table, names=names), np.concatenate(met, 1)
-    order = np.argsort(target, kind="stable")
-    starts, pairs = np.searchsorted(target[order], range(n + 1)), np.stack(pairs, 1)[order]
-    numbers = i + channels * math.prod(hw) * IMAGES  # of all maps of a block
-    return (table.reshape(-1, 4), starts, pairs), (channels, *hw), numbers
+    table = np.recarray((len(layers), 4), [(name, int) for name in names.split(",")])
+    met, w, i, below, (channels, *hw) = [], 0, 0, False, size
+    for n, (ni, nf, ks, stride, pad, relu) in enumerate(layers):
+        (out, pix, tap), hw_out = meet(hw, ks, stride, pad)
+        before = f"maps of {[channels, *hw]} before layer {n + 1}, which takes {ni} channels"
+        fits = channels == ni and min(hw_out) > 0
+        expect(fits, f"{before} and has a kernel of {ks}; the images are {list(size)}")
+        sizes = inputs, outputs, taps = math.prod(hw), math.prod(hw_out), math.prod(ks)
+        places = _, o, _, bias = i, i + ni * inputs * IMAGES, w, w + nf * ni * taps
+        write_sums(table[n], (ni, nf), sizes, places, (relu, 2 * below, 0, 0))
+        met += [(out, pix, tap * ni), (pix, out, tap * ni), (tap, out, pix)]
+        met += [(np.zeros(outputs, int), np.arange(outputs), np.zeros(outputs, int))]
+        channels, hw, w, i, below = nf, hw_out, bias + nf, o, relu
+    table.first.flat = np.cumsum(table.targets) - table.targets.flat
+    target = np.concatenate([m[0] + first for m, first in zip(met, table.first.flat, strict=True)])
+    order, pairs = np.argsort(target, kind="stable"), np.concatenate([m[1:] for m in met], 1).T
+    starts = np.searchsorted(target[order], range(table.targets.sum() + 1))
+    plan = Plan(table, starts, pairs[order], np.zeros(IMAGES, dtype), np.ones(IMAGES, dtype))
+    return plan, (channels, *hw), i + channels * math.prod(hw) * IMAGES
 
 # %% ../nbs/10_fast.ipynb #26168d77
 @compiled
-def convolve_tiles(rows, s, block, gates, weights, rest):
+def convolve_tiles(rows, s, block, gates, weights, plan):
     "Sum s, as many channels at a time as `rows` is long, each for all images of the block."
-    zeros, ones, starts, pairs = rest
+    _, starts, pairs, zeros, ones = plan
     step = s.targets * IMAGES  # from one channel to the next
     for t in range(s.targets):
         for c in range(0, s.channels, len(rows)):
@@ -254,25 +256,22 @@ SUMS = 4 * COLS
 
 
 @compiled
-def weight_grad_tiles(tile, s, gw, gy, x, rest):
+def weight_grad_tiles(tile, s, gw, gy, x, plan):
     "Sum s, a few filters times a few channels at a time: gradients, summed over the block's images."
-    (rows, cols, both, lanes), (zeros, _, starts, pairs) = tile, rest
-    channels, depth = s.channels, s.depth
+    (rows, cols, both, lanes), (_, starts, pairs, zeros, _) = tile, plan
+    gy_step, x_step, step = s.lsize * IMAGES, s.rsize * IMAGES, s.targets * s.depth
     for k in range(s.targets):
-        for a in range(0, channels, len(rows)):
-            for b in range(0, depth, len(cols)):
-                f, j = min(a, channels - len(rows)), min(b, depth - len(cols))
+        for a in range(0, s.channels, len(rows)):
+            for b in range(0, s.depth, len(cols)):
+                f, j = min(a, s.channels - len(rows)), min(b, s.depth - len(cols))
                 acc = load(zeros, 0, 0, both, lanes)
                 for m in range(starts[s.first + k], starts[s.first + k + 1]):
-                    y = s.left + (f * s.lsize + pairs[m, 0]) * IMAGES
-                    at = s.right + (j * s.rsize + pairs[m, 1]) * IMAGES
+                    y_at = s.left + f * gy_step + pairs[m, 0] * IMAGES
+                    x_at = s.right + j * x_step + pairs[m, 1] * IMAGES
                     for i in range(0, IMAGES, len(lanes)):
-                        ys = load(gy, y + i, s.lsize * IMAGES, rows, lanes)
-                        xs = load(x, at + i, s.rsize * IMAGES, cols, lanes)
-                        acc = fma(acc, ys, xs)
-                store(
-                    gw, s.at + (f * s.targets + k) * depth + j, s.targets * depth, sums(acc, cols)
-                )
+                        ys = load(gy, y_at + i, gy_step, rows, lanes)
+                        acc = fma(acc, ys, load(x, x_at + i, x_step, cols, lanes))
+                store(gw, s.at + f * step + k * s.depth + j, step, sums(acc, cols))
 
 
 @compiled
@@ -286,40 +285,38 @@ def weight_grad(s, *args):  # four filters times four channels, if there are as 
 
 # %% ../nbs/10_fast.ipynb #873b25cd
 @compiled
-def block_forward(here, weights, table, rest):
+def block_forward(here, weights, plan):
     "A block's images, at the beginning of `here`, through all layers; each layer's maps stay in `here`."
-    for n in range(len(table)):
-        convolve(table[n, 0], here, here, weights, rest)
+    for n in range(len(plan.table)):
+        convolve(plan.table[n, 0], here, here, weights, plan)
 
 
 @compiled
-def block_backward(gw, grads, here, weights, table, rest, inputs):
+def block_backward(gw, grads, here, weights, plan, inputs):
     "The outputs' gradient, at the end of `grads`, back through all layers; the weights' goes into gw."
-    for n in range(len(table) - 1, -1, -1):
-        weight_grad(table[n, 2], gw, grads, here, rest)
-        weight_grad(table[n, 3], gw, grads, rest[1], rest)
+    for n in range(len(plan.table) - 1, -1, -1):
+        weight_grad(plan.table[n, 2], gw, grads, here, plan)
+        weight_grad(plan.table[n, 3], gw, grads, plan.ones, plan)
         if n > 0 or inputs:
-            convolve(table[n, 1], grads, here, weights, rest)
+            convolve(plan.table[n, 1], grads, here, weights, plan)
 
 
 @parallel
-def forward(y, maps, x, weights, table, starts, pairs):
+def forward(y, maps, x, weights, plan):
     "The images x [N,P] through all layers, to y [N,Q]; keeps the feature maps in `maps`, a row a block."
-    rest = np.zeros(IMAGES, x.dtype), np.ones(IMAGES, x.dtype), starts, pairs
     for b in prange(len(maps)):
         pack(maps[b], x, b)
-        block_forward(maps[b], weights, table, rest)
-        unpack(y, maps[b][table[-1, 0].at :], b)
+        block_forward(maps[b], weights, plan)
+        unpack(y, maps[b][plan.table[-1, 0].at :], b)
 
 
 @parallel
-def backward(gweights, gx, gy, maps, weights, table, starts, pairs):
+def backward(gweights, gx, gy, maps, weights, plan):
     "From gy [N,Q] to the gradients of all weights, a row a block, and to gx [N,P], if it is not empty."
-    rest = np.zeros(IMAGES, gy.dtype), np.ones(IMAGES, gy.dtype), starts, pairs
     for b in prange(len(maps)):
         grads = np.empty_like(maps[b])
-        pack(grads[table[-1, 0].at :], gy, b)
-        block_backward(gweights[b], grads, maps[b], weights, table, rest, len(gx) > 0)
+        pack(grads[plan.table[-1, 0].at :], gy, b)
+        block_backward(gweights[b], grads, maps[b], weights, plan, len(gx) > 0)
         if len(gx):
             unpack(gx, grads, b)
 
@@ -343,21 +340,21 @@ def on_threads(work, *args):
 @compiled
 def pack(block, x, b):
     "Fill a block, [P,IMAGES], with its images of x [N,P], and with zeros if there are too few."
-    n, first = x.shape[1], b * IMAGES
-    if first + IMAGES > len(x):
-        block[: n * IMAGES] = 0
-    for p in range(n):
-        for i in range(min(IMAGES, len(x) - first)):
-            store(block, p * IMAGES + i, 0, load(x, (first + i) * n + p, 0, ONE, ONE))
+    mine = x[b * IMAGES : (b + 1) * IMAGES]
+    if len(mine) < IMAGES:
+        block[: x.shape[1] * IMAGES] = 0
+    for p in range(x.shape[1]):
+        for i in range(len(mine)):
+            block[p * IMAGES + i] = mine[i, p]
 
 
 @compiled
 def unpack(x, block, b):
     "Hand a block, [P,IMAGES], back to its images of x [N,P]."
-    n, first = x.shape[1], b * IMAGES
-    for p in range(n):
-        for i in range(min(IMAGES, len(x) - first)):
-            store(x, (first + i) * n + p, 0, load(block, p * IMAGES + i, 0, ONE, ONE))
+    mine = x[b * IMAGES : (b + 1) * IMAGES]
+    for p in range(x.shape[1]):
+        for i in range(len(mine)):
+            mine[i, p] = block[p * IMAGES + i]
 
 # %% ../nbs/10_fast.ipynb #4d0600de
 @compiled
@@ -414,8 +411,7 @@ def update(weights, velocity, gweights, lr, momentum):
 @parallel
 def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
     "A step of SGD for each of `lrs`; `data`: images, bytes [N,P], labels [N], their order, batch size."
-    (images, labels, order, bs), (table, starts, pairs), last = data, plan, plan[0][-1, 0].at
-    rest = np.zeros(IMAGES, weights.dtype), np.ones(IMAGES, weights.dtype), starts, pairs
+    (images, labels, order, bs), last = data, plan.table[-1, 0].at
     loss, gweights = np.empty(bs), np.empty((-(-bs // IMAGES), len(weights)), weights.dtype)
     pixels = np.empty((len(scratch), images.shape[1] * IMAGES), np.uint8)
     for step in range(len(lrs)):
@@ -427,9 +423,9 @@ def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
                 mine = labels[batch[b * IMAGES : (b + 1) * IMAGES]]
                 idx = batch[(b * IMAGES + np.arange(IMAGES)) % len(batch)]
                 gather(here, pixels[thread], images, idx)
-                block_forward(here, weights, table, rest)
+                block_forward(here, weights, plan)
                 loss[b] = cross_entropy(grads[last:], here[last:], mine, len(batch))
-                block_backward(gweights[b], grads, here, weights, table, rest, False)
+                block_backward(gweights[b], grads, here, weights, plan, False)
         losses[step] = 0
         for b in range(blocks):
             losses[step] += loss[b] / len(batch)
@@ -438,11 +434,10 @@ def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
 # %% ../nbs/10_fast.ipynb #8eeeeedd
 class _Convs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weights, plan, size, numbers):
+    def forward(ctx, x, weights, plan, size, length):
         # the largest array first: each step then finds it where it was, and needs no new memory
-        maps = x.new_empty(-(-len(x) // IMAGES), numbers)
-        y = x.new_empty(len(x), *size)
-        on_threads(forward, y.flatten(1), maps, x.flatten(1).contiguous(), weights, *plan)
+        maps, y = x.new_empty(-(-len(x) // IMAGES), length), x.new_empty(len(x), *size)
+        on_threads(forward, y.flatten(1), maps, x.flatten(1).contiguous(), weights, plan)
         ctx.save_for_backward(maps, weights)
         ctx.plan, ctx.shape = plan, x.shape
         return y
@@ -452,9 +447,8 @@ class _Convs(torch.autograd.Function):
     def backward(ctx, gy):
         (maps, weights), needed = ctx.saved_tensors, ctx.needs_input_grad[0]
         gx = gy.new_empty(ctx.shape if needed else (0, 1))
-        gweights = weights.new_empty(len(maps), len(weights))
-        gy = gy.flatten(1).contiguous()
-        on_threads(backward, gweights, gx.flatten(1), gy, maps, weights, *ctx.plan)
+        gweights, gy = weights.new_empty(len(maps), len(weights)), gy.flatten(1).contiguous()
+        on_threads(backward, gweights, gx.flatten(1), gy, maps, weights, ctx.plan)
         return gx if needed else None, gweights.sum(0), None, None, None
 
 # %% ../nbs/10_fast.ipynb #aeb41b1d
@@ -462,7 +456,7 @@ def _flat(m):
     return [k for child in m for k in _flat(child)] if isinstance(m, nn.Sequential) else [m]
 
 
-def _plain(m):
+def _usual(m):
     usual = isinstance(m, nn.Conv2d) and m.bias is not None and not isinstance(m.padding, str)
     return usual and (m.groups, m.dilation, m.padding_mode) == (1, (1, 1), "zeros")
 
@@ -471,14 +465,13 @@ def _read(model):
     "The convolutions of a model, each with whether a ReLU follows, and the modules after the last one."
     mods, convs = _flat(model), []
     n = max((k + 1 for k, m in enumerate(mods) if isinstance(m, nn.Conv2d)), default=0)
+    known = "ReLUs, and each Conv2d once, with a bias, zero padding, no groups, no dilation"
     for m in mods[:n] or [model]:
         if isinstance(m, nn.ReLU) and convs:
             convs[-1][1] = True
-        elif _plain(m) and m not in [c for c, _ in convs]:
-            convs.append([m, False])
         else:
-            known = "ReLUs, and each Conv2d once, with a bias, zero padding, no groups, no dilation"
-            raise ValueError(f"FastNet: {m}; expected {known}")
+            expect(_usual(m) and m not in [c for c, _ in convs], f"{m}; expected {known}")
+            convs.append([m, False])
     return convs, mods[n:]
 
 # %% ../nbs/10_fast.ipynb #aeb41b1e
@@ -486,7 +479,29 @@ def channels_last(p, back=False):
     "A convolution's weights with the channels last, or back; a bias as it is."
     return p.movedim(*((-1, 1) if back else (1, -1))) if p.ndim > 1 else p
 
+# %% ../nbs/10_fast.ipynb #aeb41b1f
+def join(params):
+    "All weights and biases in one vector; each parameter becomes a view of its part."
+    parts = [channels_last(p.detach()) for p in params]
+    vector = torch.cat([part.flatten() for part in parts])
+    for p, part, view in zip(params, parts, vector.split([p.numel() for p in params]), strict=True):
+        p.data = channels_last(view.view(part.shape), back=True)
+    return vector
 
+
+def check_epoch(tail, images, labels, size, bs):
+    "ValueError if `train_epoch` can't train on these; `size` is that of the network's outputs."
+    (classes, *hw), found = size, (labels.amin().item(), labels.amax().item())
+    flat = all(type(m) is nn.Flatten for m in tail)
+    expect(hw == [1, 1], f"maps of {hw} at the end; expected [1, 1]")
+    expect(flat, f"{tail} at the end; expected Flatten")
+    expect(images.dtype == torch.uint8, f"images of {images.dtype}; expected torch.uint8")
+    expect(len(labels) == len(images), f"{len(labels)} labels for {len(images)} images")
+    known = 0 <= found[0] and found[1] < classes
+    expect(known, f"labels {found}; expected 0 to {classes - 1}")
+    expect(bs > 0, f"bs={bs}; expected 1 or more")
+
+# %% ../nbs/10_fast.ipynb #aeb41b20
 class FastNet(nn.Module):
     """`model`, with its convolutions compiled, up to the last one; what follows is left to PyTorch.
     `.weights` holds all their weights. The model keeps views of it: to train one is to train both."""
@@ -494,60 +509,41 @@ class FastNet(nn.Module):
     def __init__(self, model):
         super().__init__()
         convs, tail = _read(model)
-        params = [p for c, _ in convs for p in (c.weight, c.bias)]
-        kinds = {(p.device.type, p.dtype, p.requires_grad) for p in params}
-        if kinds not in ({("cpu", t, True)} for t in (torch.float32, torch.float64)):
-            raise ValueError(f"FastNet: weights of {kinds}; expected float32 or float64 on the CPU")
         sizes = attrgetter("in_channels", "out_channels", "kernel_size", "stride", "padding")
         self.layers = tuple((*sizes(c), relu) for c, relu in convs)
-        self.weights = nn.Parameter(
-            torch.cat([channels_last(p).flatten() for p in params]).detach()
-        )
-        for p, part in zip(
-            params, self.weights.detach().split([p.numel() for p in params]), strict=True
-        ):
-            p.data = channels_last(part.view(channels_last(p).shape), back=True)
-        self.register_buffer("velocity", torch.zeros_like(self.weights), persistent=False)
         self.tail = nn.Sequential(*tail)
+        params = [p for c, _ in convs for p in (c.weight, c.bias)]
+        kinds = {(p.device.type, p.dtype, p.requires_grad) for p in params}
+        fits = kinds in ({("cpu", t, True)} for t in (torch.float32, torch.float64))
+        expect(fits, f"weights of {kinds}; expected float32 or float64 on the CPU")
+        self.weights = nn.Parameter(join(params))
+        self.register_buffer("velocity", torch.zeros_like(self.weights), persistent=False)
 
     def _apply(self, fn, *args):  # what .to() and .double() call
         if fn(self.weights) is not self.weights:
-            raise TypeError(
-                "FastNet: its weights are the model's; convert that, and make a new FastNet"
-            )
+            message = "FastNet: its weights are the model's; convert that, and make a new FastNet"
+            raise TypeError(message)
         return super()._apply(fn, *args)
 
     def plan(self, size):  # of an image: (channels, rows, columns)
-        return make_plan(self.layers, tuple(size))
+        return make_plan(self.layers, tuple(size), self.weights.detach().numpy().dtype)
 
     def forward(self, x):
         if x.ndim != 4 or x.dtype != self.weights.dtype or x.device.type != "cpu":
             kind = f"{x.dtype} {list(x.shape)} on {x.device}"
-            raise ValueError(f"FastNet: {kind}; expected {self.weights.dtype} [N,C,H,W] on the CPU")
+            expect(False, f"{kind}; expected {self.weights.dtype} [N,C,H,W] on the CPU")
         return self.tail(_Convs.apply(x, self.weights, *self.plan(x.shape[1:])))
 
     def train_epoch(self, images, labels, lr, momentum=0.0, bs=256):  # the loss of each step
         """A step of SGD for each batch of `images`, uint8 [N,C,H,W] (divided by 255), in random order.
         `lr` may be one for each step. The network's outputs are logits [N,classes] for `labels`, int64."""
-        plan, (classes, *hw), numbers = self.plan(images.shape[1:])
-        lrs, n = torch.as_tensor(lr, dtype=self.weights.dtype), -(-len(images) // max(1, bs))
-        found = labels.amin().item(), labels.amax().item()
-        for wrong, what in (
-            (hw != [1, 1], f"maps of {hw} at the end; expected [1, 1]"),
-            (
-                any(type(m) is not nn.Flatten for m in self.tail),
-                f"{self.tail} at the end; expected Flatten",
-            ),
-            (images.dtype != torch.uint8, f"images of {images.dtype}; expected torch.uint8"),
-            (len(labels) != len(images), f"{len(labels)} labels for {len(images)} images"),
-            (found[0] < 0 or found[1] >= classes, f"labels {found}; expected 0 to {classes - 1}"),
-            (bs < 1, f"bs={bs}; expected 1 or more"),
-            (lrs.ndim and len(lrs) != n, f"{lrs.numel()} learning rates; expected one, or {n}"),
-        ):
-            if wrong:
-                raise ValueError(f"FastNet: {what}")
+        plan, size, length = self.plan(images.shape[1:])
+        check_epoch(self.tail, images, labels, size, bs)
+        lrs, n = torch.as_tensor(lr, dtype=self.weights.dtype), -(-len(images) // bs)
+        fits = lrs.ndim == 0 or len(lrs) == n
+        expect(fits, f"{lrs.numel()} learning rates; expected one, or {n}")
         order, losses = torch.randperm(len(images)), self.weights.new_empty(n)
-        scratch = self.weights.new_empty(torch.get_num_threads(), 2, numbers)
+        scratch = self.weights.new_empty(torch.get_num_threads(), 2, length)
         data = images.flatten(1).numpy(), labels.numpy(), order.numpy(), bs
         arrays = losses, lrs.expand(n), momentum, self.weights, self.velocity, data, scratch
         on_threads(train_steps, *arrays, plan)
