@@ -34,33 +34,6 @@ IMAGES = 2 * LANES
 # sizes for the compiler, which knows how long a tuple is
 ONE, FOUR, REGISTER, FULL = ((0,) * n for n in (1, 4, LANES, IMAGES))
 
-# %% ../nbs/10_fast.ipynb #ccd487f7
-_keep = __name__ != "__main__"  # a function in a notebook has no file to be kept beside
-compiled, parallel = njit(cache=_keep), njit(cache=_keep, parallel=True)
-
-# %% ../nbs/10_fast.ipynb #ba849920
-@parallel
-def _burn(outs, x, n):
-    for b in prange(len(outs)):
-        acc, xs = load(x, 0, 0, FOUR, FULL), load(x, 0, 1, FOUR, ONE)
-        for _ in range(n):
-            acc = fma(acc, xs, load(x, 0, 0, ONE, FULL))
-        store(outs[b], 0, IMAGES, acc)
-
-
-def peak():
-    "Multiply-adds per second of `fma` on tiles in registers, on PyTorch's threads: the best of 80 tries."
-    threads, n = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS), 500_000
-    outs, x = torch.empty(threads, 4 * IMAGES), torch.ones(IMAGES)
-    seconds = timeit.repeat(lambda: on_threads(_burn, outs, x, n), number=1, repeat=81)
-    return threads * n * 4 * IMAGES / min(seconds)
-
-
-def products(plan):
-    "Multiplications of one image in each layer on its way forward, those with padding left out."
-    starts, s = plan.starts, plan.table[:, 0]
-    return (s.channels * s.depth * (starts[s.first + s.targets] - starts[s.first])).tolist()
-
 # %% ../nbs/10_fast.ipynb #21516711
 def meet(size, ks, stride, pad):
     "Which outputs, inputs and taps meet, three arrays of indices; and the outputs' height and width."
@@ -168,6 +141,33 @@ def sums(ctx, tile, cols):
         return pack_array(builder, [_shuffle(builder, row, row, lanes) for row, lanes in parts])
 
     return shape(tile, cols), write
+
+# %% ../nbs/10_fast.ipynb #ccd487f7
+_keep = __name__ != "__main__"  # a function in a notebook has no file to be kept beside
+compiled, parallel = njit(cache=_keep), njit(cache=_keep, parallel=True)
+
+# %% ../nbs/10_fast.ipynb #ba849920
+@parallel
+def _burn(outs, x, n):
+    for b in prange(len(outs)):
+        acc, xs = load(x, 0, 0, FOUR, FULL), load(x, 0, 1, FOUR, ONE)
+        for _ in range(n):
+            acc = fma(acc, xs, load(x, 0, 0, ONE, FULL))
+        store(outs[b], 0, IMAGES, acc)
+
+
+def peak():
+    "Multiply-adds per second of `fma` on tiles in registers, on PyTorch's threads: the best of 80 tries."
+    threads, n = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS), 500_000
+    outs, x = torch.empty(threads, 4 * IMAGES), torch.ones(IMAGES)
+    seconds = timeit.repeat(lambda: on_threads(_burn, outs, x, n), number=1, repeat=81)
+    return threads * n * 4 * IMAGES / min(seconds)
+
+
+def products(plan):
+    "Multiplications of one image in each layer on its way forward, those with padding left out."
+    starts, s = plan.starts, plan.table[:, 0]
+    return (s.channels * s.depth * (starts[s.first + s.targets] - starts[s.first])).tolist()
 
 # %% ../nbs/10_fast.ipynb #21516712
 def expect(ok, message):
