@@ -188,7 +188,10 @@ def api(modules):  # markdown; from dict: module name to (path of the notebook, 
         parts += [f"## {title}", f"`slowconv.{module}`, built in [{title}]({path})"]
         parts.append(f"```{{py:currentmodule}} slowconv.{module}\n```")
         for name, (node, text) in exported.items():
-            parts += [entry(name, node, text), f"[how {name} is built](#{anchor(module, name)})\n`````"]
+            parts += [
+                entry(name, node, text),
+                f"[how {name} is built](#{anchor(module, name)})\n`````",
+            ]
     return "\n\n".join(parts)
 
 
