@@ -39,6 +39,7 @@ results, seeds, lr = here / "best.jsonl", 5, 0.02
 board = {  # at most so many numbers: arguments of `residual_net`, epochs, pixels of shift, flips?
     500: {"shape": [4, [8, 2]], "epochs": 60, "shift": 0, "flip": False},
     1000: {"shape": [4, [7, 2], [13, 1]], "epochs": 32, "shift": 0, "flip": False},
+    2000: {"shape": [6, [11, 3], [19, 1]], "epochs": 20, "shift": 0, "flip": False},
     5274: {"shape": [8, [16, 4], [28, 2]], "epochs": 32, "shift": 1, "flip": True},
 }
 
