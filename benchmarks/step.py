@@ -107,7 +107,8 @@ def take_epoch(name, net, dls, images, labels):
 def first_step(name, device):  # seconds
     model = get_model().to(device)
     batch = torch.rand(bs, 1, 28, 28).to(device), torch.randint(10, (bs,)).to(device)
-    optim.SGD(model.parameters(), lr=lr)  # loads what a first optimizer needs, which isn't compiling
+    # a first optimizer loads what it needs, which isn't compiling
+    optim.SGD(model.parameters(), lr=lr)
     begin = time.perf_counter()
     net = makers[name](model)
     if name == one_call:
