@@ -269,16 +269,17 @@ def animate_conv(
     alt += (
         f", stride {stride}, padding {padding}, numbers from {fmap.min():.1f} to {fmap.max():.1f}"
     )
-    wait, html = [1000 / fps] * (len(frames) - 1) + [4000 / fps], ""
-    for some, text in ((frames[-1:], alt), (frames, "The same, window by window")):
-        gif = io.BytesIO()
-        some[0].save(
-            gif, "GIF", save_all=True, append_images=some[1:], duration=wait[-len(some) :], loop=0
-        )
+    wait = [1000 / fps] * (len(frames) - 1) + [4000 / fps]
+
+    def img(frames, alt):
+        gif, ms = io.BytesIO(), wait[-len(frames) :]
+        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=ms, loop=0)
         gif = base64.b64encode(gif.getvalue()).decode()
-        html += f'<img style="max-width: 100%" alt="{text}" src="data:image/gif;base64,{gif}">'
-        html += "<details><summary>Play</summary>" if len(some) == 1 else "</details>"
-    return HTML(html)
+        return f'<img style="max-width: 100%" alt="{alt}" src="data:image/gif;base64,{gif}">'
+
+    walk = img(frames, "The same, window by window")
+    play = f"<details><summary>Play</summary>{walk}</details>"
+    return HTML(img(frames[-1:], alt) + play)
 
 # %% ../nbs/90_show.ipynb #90000023
 def show_history(

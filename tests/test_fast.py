@@ -368,7 +368,6 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 def test_without_numba_it_says_what_to_install():
     code = """
 import sys
-import tempfile
 sys.modules["numba"] = None  # as if it were not installed
 try:
     import slowconv.fast

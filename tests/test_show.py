@@ -122,6 +122,8 @@ def test_a_walk_has_a_picture_for_each_window():
     with Image.open(io.BytesIO(gif)) as im:
         assert im.n_frames == 3 * 4
     assert 'alt="A 3x2 window' in html
+    still = animate_conv(torch.rand(3, 2), torch.ones(3, 2)).data  # a walk of one window
+    assert still.count("<details>") == still.count("</details>") == 1
     assert plt.get_fignums() == []
 
 
