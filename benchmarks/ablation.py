@@ -209,8 +209,9 @@ def main(
     todo = [job for job in every if job[:3] not in there]
     if not todo:
         sys.exit(f"ablation: {out.name} has them all")
-    teacher = teach(*ours)
-    print(f"the teacher's accuracy: {accuracy(teacher, *others)}")
+    teacher = teach(*ours) if any(config["teacher"] for *_, config in todo) else None
+    if teacher:
+        print(f"the teacher's accuracy: {accuracy(teacher, *others)}")
     for limit, name, seed, config in tqdm(todo, "networks"):
         model, (state, averaged) = train(config, seed, *ours, teacher)
         line = {"limit": limit, "name": name, "seed": seed, **config, "numbers": needed(model)}
