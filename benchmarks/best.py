@@ -42,7 +42,7 @@ board = {  # at most so many numbers: arguments of `residual_net`, epochs, pixel
     500: {"shape": [4, [8, 2]], "epochs": 60, "shift": 0, "flip": False},
     1000: {"shape": [4, [7, 2], [13, 1]], "epochs": 32, "shift": 0, "flip": False},
     2000: {"shape": [6, [11, 3], [19, 1]], "epochs": 40, "shift": 0, "flip": False},
-    5274: {"shape": [8, [16, 4], [28, 2]], "epochs": 50, "shift": 1, "flip": False},
+    5274: {"shape": [8, [16, 4], [28, 2]], "epochs": 40, "shift": 1, "flip": False},
 }
 
 
