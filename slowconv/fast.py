@@ -258,14 +258,6 @@ def convolve_tiles(rows, job, block, gates, weights, plan):
                 acc = gate(acc, load(gates, at, step, rows, FULL))
             store(block, at, step, acc)
 
-
-@compiled
-def convolve(job, *args):  # four channels at a time, if there are four
-    if job.channels < 4:
-        convolve_tiles(ONE, job, *args)
-    else:
-        convolve_tiles(FOUR, job, *args)
-
 # %% ../nbs/10_fast.ipynb #82948a21
 # four channels, if there are 32 registers for their 16 sums, and two if there are 16
 COLS = (0,) * (4 if LANES == 16 else 2)
@@ -289,6 +281,14 @@ def weight_grad_tiles(tile, job, gw, gy, x, plan):
                         ys = load(gy, y_at + i, job.left_step, rows, lanes)
                         acc = fma(acc, ys, load(x, x_at + i, job.col, cols, lanes))
                 store(gw, job.at + f * step + t * job.depth + j, step, sums(acc, cols))
+
+# %% ../nbs/10_fast.ipynb #10e00005
+@compiled
+def convolve(job, *args):  # four channels at a time, if there are four
+    if job.channels < 4:
+        convolve_tiles(ONE, job, *args)
+    else:
+        convolve_tiles(FOUR, job, *args)
 
 
 @compiled
@@ -317,26 +317,6 @@ def block_backward(gw, grads, here, weights, plan, inputs):
         if n > 0 or inputs:
             convolve(plan.table[n, 1], grads, here, weights, plan)
 
-
-@parallel
-def forward(y, maps, x, weights, plan):
-    "The images x [N,P] through all layers, to y [N,Q]; keeps the feature maps in `maps`, a row a block."
-    for b in prange(len(maps)):
-        pack(maps[b], x, b)
-        block_forward(maps[b], weights, plan)
-        unpack(y, maps[b][plan.table[-1, 0].at :], b)
-
-
-@parallel
-def backward(gweights, gx, gy, maps, weights, plan):
-    "From gy [N,Q] to the gradients of all weights, a row a block, and to gx [N,P], if it is not empty."
-    for b in prange(len(maps)):
-        grads = np.empty_like(maps[b])
-        pack(grads[plan.table[-1, 0].at :], gy, b)
-        block_backward(gweights[b], grads, maps[b], weights, plan, len(gx) > 0)
-        if len(gx):
-            unpack(gx, grads, b)
-
 # %% ../nbs/10_fast.ipynb #e0e0b354
 @compiled
 def pack(block, x, b):
@@ -356,6 +336,26 @@ def unpack(x, block, b):
     for p in range(x.shape[1]):
         for i in range(len(mine)):
             mine[i, p] = block[p * IMAGES + i]
+
+# %% ../nbs/10_fast.ipynb #10e00007
+@parallel
+def forward(y, maps, x, weights, plan):
+    "The images x [N,P] through all layers, to y [N,Q]; keeps the feature maps in `maps`, a row a block."
+    for b in prange(len(maps)):
+        pack(maps[b], x, b)
+        block_forward(maps[b], weights, plan)
+        unpack(y, maps[b][plan.table[-1, 0].at :], b)
+
+
+@parallel
+def backward(gweights, gx, gy, maps, weights, plan):
+    "From gy [N,Q] to the gradients of all weights, a row a block, and to gx [N,P], if it is not empty."
+    for b in prange(len(maps)):
+        grads = np.empty_like(maps[b])
+        pack(grads[plan.table[-1, 0].at :], gy, b)
+        block_backward(gweights[b], grads, maps[b], weights, plan, len(gx) > 0)
+        if len(gx):
+            unpack(gx, grads, b)
 
 # %% ../nbs/10_fast.ipynb #4d0600de
 @compiled
@@ -386,7 +386,7 @@ def cross_entropy(gy, y, labels, n):
         loss += math.log(total) + top - y[label, i]
     return loss
 
-# %% ../nbs/10_fast.ipynb #bd4646e9
+
 @compiled
 def update(weights, velocity, gweights, lr, momentum):
     "A step of SGD with the sum of `gweights`, a row a block."
@@ -395,7 +395,7 @@ def update(weights, velocity, gweights, lr, momentum):
         velocity += gradient
     weights -= lr * velocity
 
-
+# %% ../nbs/10_fast.ipynb #bd4646e9
 @parallel
 def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
     "A step of SGD for each of `lrs`; `data`: images, bytes [N,P], labels [N], their order, batch size."
@@ -440,6 +440,9 @@ class _Convs(torch.autograd.Function):
         return gx if needed else None, gweights.sum(0), None, None, None
 
 # %% ../nbs/10_fast.ipynb #aeb41b1d
+_sizes = attrgetter("in_channels", "out_channels", "kernel_size", "stride", "padding")
+
+
 def _flat(m):
     return [k for child in m for k in _flat(child)] if isinstance(m, nn.Sequential) else [m]
 
@@ -484,8 +487,7 @@ class FastNet(nn.Module):
     def __init__(self, model):
         super().__init__()
         convs, tail = _read(model)
-        sizes = attrgetter("in_channels", "out_channels", "kernel_size", "stride", "padding")
-        self.layers = tuple((*sizes(c), relu) for c, relu in convs)
+        self.layers = tuple((*_sizes(c), relu) for c, relu in convs)
         self.tail = nn.Sequential(*tail)
         params = [p for c, _ in convs for p in (c.weight, c.bias)]
         kinds = {(p.device.type, p.dtype, p.requires_grad) for p in params}
@@ -496,8 +498,7 @@ class FastNet(nn.Module):
 
     def _apply(self, fn, *args):  # what .to() and .double() call
         if fn(self.weights) is not self.weights:
-            message = "FastNet: its weights are the model's; convert that, and make a new FastNet"
-            raise TypeError(message)
+            raise TypeError("FastNet: convert the model it was made from, and make a new FastNet")
         return super()._apply(fn, *args)
 
     def plan(self, size):  # of an image: (channels, rows, columns)
