@@ -8,7 +8,6 @@ __all__ = ['peak', 'products', 'channels_last', 'FastNet']
 # %% ../nbs/10_fast.ipynb #13b5a5c1
 try:
     from numba import config, njit, prange, set_num_threads, types
-    from numba.core.cgutils import pack_array, unpack_tuple
     from numba.extending import intrinsic, models, register_model
 except ImportError as e:
     raise ImportError("slowconv.fast needs Numba: pip install 'slowconv[fast]'") from e
@@ -23,6 +22,7 @@ from threading import Lock
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from llvmlite import binding, ir
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -57,14 +57,23 @@ class Tile(types.Type):
 class _TileModel(models.PrimitiveModel):
     def __init__(self, manager, tile):
         number = manager.lookup(tile.dtype).get_value_type()
-        super().__init__(manager, tile, ir.ArrayType(ir.VectorType(number, tile.lanes), tile.rows))
+        super().__init__(manager, tile, ir.VectorType(number, tile.rows * tile.lanes))
 
 
-def _addresses(context, builder, sig, args, tile):
-    (array, i, step), row = args[:3], context.get_value_type(tile).element.as_pointer()
+def _rows(context, builder, sig, args, tile):
+    "Where each row of a tile begins in an array, and its lanes in the tile's vector."
+    (array, i, step), number = args[:3], context.get_value_type(tile).element
     data = context.make_array(sig.args[0])(context, builder, array).data
-    at = [builder.add(i, builder.mul(step, step.type(k))) for k in range(tile.rows)]
-    return [builder.bitcast(builder.gep(data, [k]), row) for k in at]
+    for k in range(tile.rows):
+        p = builder.gep(data, [builder.add(i, builder.mul(step, step.type(k)))])
+        p = builder.bitcast(p, ir.VectorType(number, tile.lanes).as_pointer())
+        yield p, range(k * tile.lanes, (k + 1) * tile.lanes)
+
+
+def _pick(builder, vector, lanes, other=None):
+    "The numbers at `lanes` of a vector, or of two."
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+    return builder.shuffle_vector(vector, other or vector, mask)
 
 # %% ../nbs/10_fast.ipynb #55068515
 @intrinsic
@@ -73,8 +82,12 @@ def load(ctx, array, i, step, rows, lanes):
     tile = Tile(array.dtype, rows.count, lanes.count)
 
     def write(context, builder, sig, args):
-        at = _addresses(context, builder, sig, args, tile)
-        return pack_array(builder, [builder.load(p, align=4) for p in at])
+        n, vector = tile.rows * tile.lanes, None
+        for p, place in _rows(context, builder, sig, args, tile):
+            row = _pick(builder, builder.load(p, align=4), [k % tile.lanes for k in range(n)])
+            here = [n + k if k in place else k for k in range(n)]  # n and more: lanes of `row`
+            vector = _pick(builder, vector or row, here, row)
+        return vector
 
     return tile(array, types.int64, types.int64, rows, lanes), write
 
@@ -84,67 +97,69 @@ def store(ctx, array, i, step, tile):
     "`array[i + k * step :]` = row k, for all rows."
 
     def write(context, builder, sig, args):
-        at = _addresses(context, builder, sig, args, tile)
-        for p, row in zip(at, unpack_tuple(builder, args[3]), strict=True):
-            builder.store(row, p, align=4)
+        for p, place in _rows(context, builder, sig, args, tile):
+            builder.store(_pick(builder, args[3], place), p, align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64, tile), write
 
 # %% ../nbs/10_fast.ipynb #8acca853
-def _shuffle(builder, x, y, lanes):
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
-    return builder.shuffle_vector(x, y, mask)
-
-
 @intrinsic
 def fma(ctx, acc, xs, ys):
     "acc[j * len(ys) + k] + xs[j] * ys[k]; where xs has one lane, it counts for all lanes of ys."
 
     def write(context, builder, sig, args):
-        acc, left, right = (unpack_tuple(builder, tile) for tile in args)
-        if xs.lanes < ys.lanes:
-            left = [_shuffle(builder, x, x, [0] * ys.lanes) for x in left]
+        acc, left, right = args
+        numbers = list(np.ndindex(xs.rows, ys.rows, ys.lanes))
+        left = _pick(builder, left, [j * xs.lanes + i % xs.lanes for j, _, i in numbers])
+        right = _pick(builder, right, [k * ys.lanes + i for _, k, i in numbers])
         fused = {"flags": ("contract",)}  # multiply and add in one instruction
-        pairs = zip(acc, [builder.fmul(x, y, **fused) for x in left for y in right], strict=True)
-        return pack_array(builder, [builder.fadd(*pair, **fused) for pair in pairs])
+        return builder.fadd(acc, builder.fmul(left, right, **fused), **fused)
 
     return acc(acc, xs, ys), write
 
-# %% ../nbs/10_fast.ipynb #cdf07c5c
+
 @intrinsic
 def gate(ctx, xs, ys):
     "xs, with zeros where ys <= 0. NaN passes through, as in PyTorch's ReLU."
 
     def write(context, builder, sig, args):
-        zero, rows = ir.Constant(context.get_value_type(xs).element, None), []
-        for x, y in zip(*(unpack_tuple(builder, tile) for tile in args), strict=True):
-            rows.append(builder.select(builder.fcmp_ordered("<=", y, zero), zero, x))
-        return pack_array(builder, rows)
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered("<=", args[1], zero), zero, args[0])
 
     return xs(xs, ys), write
 
 # %% ../nbs/10_fast.ipynb #10a00136
 @intrinsic
 def sums(ctx, tile, cols):
-    "The sum of each row, a tile with rows as long as `cols`. As many rows as a power of two."
-    shape = Tile(tile.dtype, tile.rows // cols.count, cols.count)
+    "The sum of each row, a tile with rows as long as `cols`. As many lanes as a power of two."
 
     def write(context, builder, sig, args):
-        rows, n = unpack_tuple(builder, args[0]), tile.lanes
-        while len(rows) * n > tile.rows:  # add neighbours, until there's one number for each row
-            n //= 1 if len(rows) > 1 else 2
-            even, odd = range(0, 2 * n, 2), range(1, 2 * n, 2)
-            pairs = zip(rows[::2], rows[1::2] or rows, strict=True)
-            rows = [builder.fadd(*(_shuffle(builder, *p, m) for m in (even, odd))) for p in pairs]
-        parts = [(row, range(k, k + cols.count)) for row in rows for k in range(0, n, cols.count)]
-        return pack_array(builder, [_shuffle(builder, row, row, lanes) for row, lanes in parts])
+        total = args[0]
+        while total.type.count > tile.rows:
+            even, odd = (range(k, total.type.count, 2) for k in (0, 1))
+            total = builder.fadd(_pick(builder, total, even), _pick(builder, total, odd))
+        return total
 
-    return shape(tile, cols), write
+    return Tile(tile.dtype, tile.rows // cols.count, cols.count)(tile, cols), write
 
 # %% ../nbs/10_fast.ipynb #ccd487f7
 _keep = __name__ != "__main__"  # a function in a notebook has no file to be kept beside
 compiled, parallel = njit(cache=_keep), njit(cache=_keep, parallel=True)
+_lock, _process = Lock(), os.getpid()
+
+
+def on_threads(work, *args):
+    "`work(*args)`, a function made by `parallel`, on as many threads as PyTorch has."
+    args = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in args]
+    if os.getpid() != _process:  # a forked process has none of its parent's threads
+        return work.py_func(*args)
+    threads = torch.get_num_threads()
+    with _lock:  # not all of Numba's ways to share work can serve two at once
+        set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+        work(*args)
+    if torch.get_num_threads() != threads:  # Numba told OpenMP to use all cores; PyTorch heard it
+        torch.set_num_threads(threads)
 
 # %% ../nbs/10_fast.ipynb #ba849920
 @parallel
@@ -166,88 +181,82 @@ def peak():
 
 def products(plan):
     "Multiplications of one image in each layer on its way forward, those with padding left out."
-    starts, s = plan.starts, plan.table[:, 0]
-    return (s.channels * s.depth * (starts[s.first + s.targets] - starts[s.first])).tolist()
+    starts, jobs = plan.starts, plan.table[:, 0]
+    pairs = starts[jobs.first + jobs.targets] - starts[jobs.first]
+    return (jobs.channels * jobs.depth * pairs).tolist()
 
 # %% ../nbs/10_fast.ipynb #21516712
-def expect(ok, message):
+def expect(ok, found, wanted):
     if not ok:
-        raise ValueError(f"FastNet: {message}")
+        raise ValueError(f"FastNet: {found}; expected {wanted}")
 
 
-# a table of sums, [layers,4]; where the pairs of each sum's targets start; the pairs; 0s and 1s
+# the jobs, [layers,4]; where the pairs of each job's targets start; the pairs; 0s and 1s
 Plan = namedtuple("Plan", "table starts pairs zeros ones")
+columns = "targets channels depth at left left_step right row col bias relu first"
 
 
-def write_sums(s, channels, sizes, places, relus):
-    "The four sums of a layer: its outputs, its inputs' gradient, its weights' and its biases'."
-    (ni, nf), (inputs, outputs, taps), (i, o, w, bias) = channels, sizes, places
-    s.targets = outputs, inputs, taps, 1
-    s.channels = nf, ni, nf, nf
-    s.depth = ni, nf, ni, 1
-    s.at = o, i, w, bias
-    s.left, s.lsize = (i, o, o, o), (inputs, outputs, outputs, outputs)
-    s.right, s.rsize = (w, w, i, 0), (0, 0, inputs, 0)
-    s.row, s.col = (ni * taps, 1, 0, 0), (1, ni * taps, 0, 0)
-    s.bias, s.relu = (bias, -1, -1, -1), relus
+def make_jobs(channels, sizes, places, relu, below):
+    "All but `first` of a layer's jobs, from the sizes and places of inputs, outputs and weights."
+    (ni, nf), (inputs, outputs, taps), (x, y, w) = channels, sizes, places
+    x_step, y_step, bias = inputs * IMAGES, outputs * IMAGES, w + nf * ni * taps
+    return (
+        (outputs, nf, ni, y, x, x_step, w, ni * taps, 1, bias, relu),
+        (inputs, ni, nf, x, y, y_step, w, 1, ni * taps, -1, 2 * below),
+        (taps, nf, ni, w, y, y_step, x, 0, x_step, -1, 0),
+        (1, nf, 1, bias, y, y_step, 0, 0, 0, -1, 0),
+    )
 
 # %% ../nbs/10_fast.ipynb #21516713
 @lru_cache
 def make_plan(layers, size, dtype="float32"):
     "What the loops below go through, for `layers` and images of `size`; the outputs' size; a block's length."
-    names = "targets,first,channels,depth,at,left,lsize,right,rsize,row,col,bias,relu"
-    table = np.recarray((len(layers), 4), [(name, int) for name in names.split(",")])
-    met, w, i, below, (channels, *hw) = [], 0, 0, False, size
-    for n, (ni, nf, ks, stride, pad, relu) in enumerate(layers):
+    table, starts, pairs = [], [0], []
+    x, w, below, (channels, *hw) = 0, 0, False, size
+    for n, (ni, nf, ks, stride, pad, relu) in enumerate(layers, 1):
         (out, pix, tap), hw_out = meet(hw, ks, stride, pad)
-        before = f"maps of {[channels, *hw]} before layer {n + 1}, which takes {ni} channels"
-        fits = channels == ni and min(hw_out) > 0
-        expect(fits, f"{before} and has a kernel of {ks}; the images are {list(size)}")
+        found = f"maps of {[channels, *hw]} before layer {n} for images of {list(size)}"
+        wanted = f"{ni} channels and room for a kernel of {ks}"
+        expect(channels == ni and min(hw_out) > 0, found, wanted)
         sizes = inputs, outputs, taps = math.prod(hw), math.prod(hw_out), math.prod(ks)
-        places = _, o, _, bias = i, i + ni * inputs * IMAGES, w, w + nf * ni * taps
-        write_sums(table[n], (ni, nf), sizes, places, (relu, 2 * below, 0, 0))
-        met += [(out, pix, tap * ni), (pix, out, tap * ni), (tap, out, pix)]
-        met += [(np.zeros(outputs, int), np.arange(outputs), np.zeros(outputs, int))]
-        channels, hw, w, i, below = nf, hw_out, bias + nf, o, relu
-    table.first.flat = np.cumsum(table.targets) - table.targets.flat
-    target = np.concatenate([m[0] + first for m, first in zip(met, table.first.flat, strict=True)])
-    order, pairs = np.argsort(target, kind="stable"), np.concatenate([m[1:] for m in met], 1).T
-    starts = np.searchsorted(target[order], range(table.targets.sum() + 1))
-    plan = Plan(table, starts, pairs[order], np.zeros(IMAGES, dtype), np.ones(IMAGES, dtype))
-    return plan, (channels, *hw), i + channels * math.prod(hw) * IMAGES
+        y, one, each = x + ni * inputs * IMAGES, np.zeros(outputs, int), np.arange(outputs)
+        jobs = make_jobs((ni, nf), sizes, (x, y, w), relu, below)
+        met = (out, pix, tap * ni), (pix, out, tap * ni), (tap, out, pix), (one, each, one)
+        for job, (target, left, right) in zip(jobs, met, strict=True):
+            table.append((*job, len(starts) - 1))
+            pairs.append(np.stack([left, right], 1)[np.argsort(target, kind="stable")])
+            starts += (starts[-1] + np.bincount(target, minlength=job[0]).cumsum()).tolist()
+        channels, hw, w, x, below = nf, hw_out, w + nf * (ni * taps + 1), y, relu
+    table = np.array(table, [(name, int) for name in columns.split()]).reshape(-1, 4)
+    numbers = np.zeros(IMAGES, dtype), np.ones(IMAGES, dtype)
+    plan = Plan(table.view(np.recarray), np.array(starts), np.concatenate(pairs), *numbers)
+    return plan, (channels, *hw), x + channels * math.prod(hw) * IMAGES
 
 # %% ../nbs/10_fast.ipynb #26168d77
 @compiled
-def convolve_tiles(rows, s, block, gates, weights, plan):
-    "Sum s, as many channels at a time as `rows` is long, each for all images of the block."
+def convolve_tiles(rows, job, block, gates, weights, plan):
+    "A job's sums, as many channels at a time as `rows` is long, each for all images of the block."
     _, starts, pairs, zeros, ones = plan
-    step = s.targets * IMAGES  # from one channel to the next
-    for t in range(s.targets):
-        for c in range(0, s.channels, len(rows)):
-            j = min(c, s.channels - len(rows))  # the last tile may overlap the one before
+    step = job.targets * IMAGES  # from one channel to the next
+    for t in range(job.targets):
+        for c in range(0, job.channels, len(rows)):
+            j = min(c, job.channels - len(rows))  # the last tile may overlap the one before
             acc = load(zeros, 0, 0, rows, FULL)
-            if s.bias >= 0:
-                acc = fma(acc, load(weights, s.bias + j, 1, rows, ONE), load(ones, 0, 0, ONE, FULL))
-            for m in range(starts[s.first + t], starts[s.first + t + 1]):
-                at, k = s.left + pairs[m, 0] * IMAGES, s.right + pairs[m, 1] + j * s.row
-                for _ in range(s.depth):
-                    ws = load(weights, k, s.row, rows, ONE)
+            if job.bias >= 0:
+                bias = load(weights, job.bias + j, 1, rows, ONE)
+                acc = fma(acc, bias, load(ones, 0, 0, ONE, FULL))
+            for m in range(starts[job.first + t], starts[job.first + t + 1]):
+                at, k = job.left + pairs[m, 0] * IMAGES, job.right + pairs[m, 1] + j * job.row
+                for _ in range(job.depth):
+                    ws = load(weights, k, job.row, rows, ONE)
                     acc = fma(acc, ws, load(block, at, 0, ONE, FULL))
-                    at, k = at + s.lsize * IMAGES, k + s.col
-            at = s.at + j * step + t * IMAGES
-            if s.relu == 1:
+                    at, k = at + job.left_step, k + job.col
+            at = job.at + j * step + t * IMAGES
+            if job.relu == 1:
                 acc = gate(acc, acc)
-            elif s.relu == 2:
+            elif job.relu == 2:
                 acc = gate(acc, load(gates, at, step, rows, FULL))
             store(block, at, step, acc)
-
-
-@compiled
-def convolve(s, *args):  # four channels at a time, if there are four
-    if s.channels < 4:
-        convolve_tiles(ONE, s, *args)
-    else:
-        convolve_tiles(FOUR, s, *args)
 
 # %% ../nbs/10_fast.ipynb #82948a21
 # four channels, if there are 32 registers for their 16 sums, and two if there are 16
@@ -256,32 +265,40 @@ SUMS = 4 * COLS
 
 
 @compiled
-def weight_grad_tiles(tile, s, gw, gy, x, plan):
-    "Sum s, a few filters times a few channels at a time: gradients, summed over the block's images."
+def weight_grad_tiles(tile, job, gw, gy, x, plan):
+    "A job's sums, a few filters times a few channels at a time: gradients, summed over the block's images."
     (rows, cols, both, lanes), (_, starts, pairs, zeros, _) = tile, plan
-    gy_step, x_step, step = s.lsize * IMAGES, s.rsize * IMAGES, s.targets * s.depth
-    for k in range(s.targets):
-        for a in range(0, s.channels, len(rows)):
-            for b in range(0, s.depth, len(cols)):
-                f, j = min(a, s.channels - len(rows)), min(b, s.depth - len(cols))
+    step = job.targets * job.depth  # from one filter to the next
+    for t in range(job.targets):
+        for a in range(0, job.channels, len(rows)):
+            for b in range(0, job.depth, len(cols)):
+                f, j = min(a, job.channels - len(rows)), min(b, job.depth - len(cols))
                 acc = load(zeros, 0, 0, both, lanes)
-                for m in range(starts[s.first + k], starts[s.first + k + 1]):
-                    y_at = s.left + f * gy_step + pairs[m, 0] * IMAGES
-                    x_at = s.right + j * x_step + pairs[m, 1] * IMAGES
+                for m in range(starts[job.first + t], starts[job.first + t + 1]):
+                    y_at = job.left + f * job.left_step + pairs[m, 0] * IMAGES
+                    x_at = job.right + j * job.col + pairs[m, 1] * IMAGES
                     for i in range(0, IMAGES, len(lanes)):
-                        ys = load(gy, y_at + i, gy_step, rows, lanes)
-                        acc = fma(acc, ys, load(x, x_at + i, x_step, cols, lanes))
-                store(gw, s.at + f * step + k * s.depth + j, step, sums(acc, cols))
+                        ys = load(gy, y_at + i, job.left_step, rows, lanes)
+                        acc = fma(acc, ys, load(x, x_at + i, job.col, cols, lanes))
+                store(gw, job.at + f * step + t * job.depth + j, step, sums(acc, cols))
+
+# %% ../nbs/10_fast.ipynb #10e00005
+@compiled
+def convolve(job, *args):  # four channels at a time, if there are four
+    if job.channels < 4:
+        convolve_tiles(ONE, job, *args)
+    else:
+        convolve_tiles(FOUR, job, *args)
 
 
 @compiled
-def weight_grad(s, *args):  # four filters times four channels, if there are as many
-    if s.channels < 4:
-        weight_grad_tiles((ONE, ONE, ONE, FULL), s, *args)
-    elif s.depth < 4:
-        weight_grad_tiles((FOUR, ONE, FOUR, FULL), s, *args)
+def weight_grad(job, *args):  # four filters times four channels, if there are as many
+    if job.channels < 4:
+        weight_grad_tiles((ONE, ONE, ONE, FULL), job, *args)
+    elif job.depth < 4:
+        weight_grad_tiles((FOUR, ONE, FOUR, FULL), job, *args)
     else:
-        weight_grad_tiles((FOUR, COLS, SUMS, REGISTER), s, *args)
+        weight_grad_tiles((FOUR, COLS, SUMS, REGISTER), job, *args)
 
 # %% ../nbs/10_fast.ipynb #873b25cd
 @compiled
@@ -299,42 +316,6 @@ def block_backward(gw, grads, here, weights, plan, inputs):
         weight_grad(plan.table[n, 3], gw, grads, plan.ones, plan)
         if n > 0 or inputs:
             convolve(plan.table[n, 1], grads, here, weights, plan)
-
-
-@parallel
-def forward(y, maps, x, weights, plan):
-    "The images x [N,P] through all layers, to y [N,Q]; keeps the feature maps in `maps`, a row a block."
-    for b in prange(len(maps)):
-        pack(maps[b], x, b)
-        block_forward(maps[b], weights, plan)
-        unpack(y, maps[b][plan.table[-1, 0].at :], b)
-
-
-@parallel
-def backward(gweights, gx, gy, maps, weights, plan):
-    "From gy [N,Q] to the gradients of all weights, a row a block, and to gx [N,P], if it is not empty."
-    for b in prange(len(maps)):
-        grads = np.empty_like(maps[b])
-        pack(grads[plan.table[-1, 0].at :], gy, b)
-        block_backward(gweights[b], grads, maps[b], weights, plan, len(gx) > 0)
-        if len(gx):
-            unpack(gx, grads, b)
-
-# %% ../nbs/10_fast.ipynb #2d504a0a
-_lock, _process = Lock(), os.getpid()
-
-
-def on_threads(work, *args):
-    "`work(*args)`, a function made by `parallel`, on as many threads as PyTorch has."
-    args = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in args]
-    if os.getpid() != _process:  # a forked process has none of its parent's threads
-        return work.py_func(*args)
-    threads = torch.get_num_threads()
-    with _lock:  # not all of Numba's ways to share work can serve two at once
-        set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
-        work(*args)
-    if torch.get_num_threads() != threads:  # Numba told OpenMP to use all cores; PyTorch heard it
-        torch.set_num_threads(threads)
 
 # %% ../nbs/10_fast.ipynb #e0e0b354
 @compiled
@@ -356,24 +337,35 @@ def unpack(x, block, b):
         for i in range(len(mine)):
             mine[i, p] = block[p * IMAGES + i]
 
+# %% ../nbs/10_fast.ipynb #10e00007
+@parallel
+def forward(y, maps, x, weights, plan):
+    "The images x [N,P] through all layers, to y [N,Q]; keeps the feature maps in `maps`, a row a block."
+    for b in prange(len(maps)):
+        pack(maps[b], x, b)
+        block_forward(maps[b], weights, plan)
+        unpack(y, maps[b][plan.table[-1, 0].at :], b)
+
+
+@parallel
+def backward(gweights, gx, gy, maps, weights, plan):
+    "From gy [N,Q] to the gradients of all weights, a row a block, and to gx [N,P], if it is not empty."
+    for b in prange(len(maps)):
+        grads = np.empty_like(maps[b])
+        pack(grads[plan.table[-1, 0].at :], gy, b)
+        block_backward(gweights[b], grads, maps[b], weights, plan, len(gx) > 0)
+        if len(gx):
+            unpack(gx, grads, b)
+
 # %% ../nbs/10_fast.ipynb #4d0600de
-@compiled
-def word(a, b, c, d):
-    "Four bytes, side by side in eight"
-    u = np.uint64
-    return u(a) | u(b) << u(8) | u(c) << u(16) | u(d) << u(24)
-
-
 @compiled
 def gather(block, pixels, images, idx):
     "Fill a block with `images[idx]`, bytes [N,P], divided by 255; idx is as long as IMAGES."
-    words = pixels.view(np.uint64)
-    for i in range(0, IMAGES, 8):
+    words = pixels.view(np.uint32)
+    for i in range(0, IMAGES, 4):
         a, b, c, d = images[idx[i]], images[idx[i + 1]], images[idx[i + 2]], images[idx[i + 3]]
-        e, f, g, h = images[idx[i + 4]], images[idx[i + 5]], images[idx[i + 6]], images[idx[i + 7]]
         for p in range(images.shape[1]):
-            low, high = word(a[p], b[p], c[p], d[p]), word(e[p], f[p], g[p], h[p])
-            words[(p * IMAGES + i) // 8] = low | high << np.uint64(32)
+            words[(p * IMAGES + i) // 4] = a[p] | b[p] << 8 | c[p] << 16 | d[p] << 24
     for k in range(len(pixels)):
         block[k] = pixels[k] * block.dtype.type(1 / 255)
 
@@ -381,33 +373,29 @@ def gather(block, pixels, images, idx):
 @compiled
 def cross_entropy(gy, y, labels, n):
     "A block's loss, summed, from its logits y [C,IMAGES]; the gradient of the mean over n images goes to gy."
-    top, total, loss = y[:IMAGES].copy(), np.zeros(IMAGES, y.dtype), 0.0
-    for k in range(len(y)):
-        top[k % IMAGES] = max(top[k % IMAGES], y[k])
-    for k in range(len(y)):  # without its largest logit, no exponential is too large
-        gy[k] = math.exp(y[k] - top[k % IMAGES])
-        total[k % IMAGES] += gy[k]
-    for k in range(len(y)):  # images that are only there to fill the block have no gradient
-        gy[k] *= (k % IMAGES < len(labels)) / (total[k % IMAGES] * n)
+    loss, gy, y = 0.0, gy.reshape(-1, IMAGES), y.reshape(-1, IMAGES)
+    gy[:] = 0  # images that are only there to fill the block have no gradient
     for i, label in enumerate(labels):
-        k = label * IMAGES + i
-        loss += math.log(total[i]) + top[i] - y[k]
-        gy[k] -= 1 / n
+        top, total = y[:, i].max(), 0.0  # without its largest logit, no exponential is too large
+        for c in range(len(y)):
+            gy[c, i] = math.exp(y[c, i] - top)
+            total += gy[c, i]
+        for c in range(len(y)):
+            gy[c, i] /= total * n
+        gy[label, i] -= 1 / n
+        loss += math.log(total) + top - y[label, i]
     return loss
 
-# %% ../nbs/10_fast.ipynb #bd4646e9
+
 @compiled
 def update(weights, velocity, gweights, lr, momentum):
     "A step of SGD with the sum of `gweights`, a row a block."
-    for w in range(len(weights)):
-        velocity[w] *= momentum
-    for b in range(len(gweights)):
-        for w in range(len(weights)):
-            velocity[w] += gweights[b, w]
-    for w in range(len(weights)):
-        weights[w] -= lr * velocity[w]
+    velocity *= momentum
+    for gradient in gweights:
+        velocity += gradient
+    weights -= lr * velocity
 
-
+# %% ../nbs/10_fast.ipynb #bd4646e9
 @parallel
 def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
     "A step of SGD for each of `lrs`; `data`: images, bytes [N,P], labels [N], their order, batch size."
@@ -418,7 +406,7 @@ def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
         batch = order[step * bs : (step + 1) * bs]
         blocks = -(-len(batch) // IMAGES)
         for thread in prange(len(scratch)):
-            here, grads = scratch[thread]
+            here, grads = scratch[thread, 0], scratch[thread, 1]
             for b in range(thread, blocks, len(scratch)):
                 mine = labels[batch[b * IMAGES : (b + 1) * IMAGES]]
                 idx = batch[(b * IMAGES + np.arange(IMAGES)) % len(batch)]
@@ -452,6 +440,9 @@ class _Convs(torch.autograd.Function):
         return gx if needed else None, gweights.sum(0), None, None, None
 
 # %% ../nbs/10_fast.ipynb #aeb41b1d
+_sizes = attrgetter("in_channels", "out_channels", "kernel_size", "stride", "padding")
+
+
 def _flat(m):
     return [k for child in m for k in _flat(child)] if isinstance(m, nn.Sequential) else [m]
 
@@ -464,13 +455,13 @@ def _usual(m):
 def _read(model):
     "The convolutions of a model, each with whether a ReLU follows, and the modules after the last one."
     mods, convs = _flat(model), []
-    n = max((k + 1 for k, m in enumerate(mods) if isinstance(m, nn.Conv2d)), default=0)
+    n = max((k for k, m in enumerate(mods, 1) if isinstance(m, nn.Conv2d)), default=0)
     known = "ReLUs, and each Conv2d once, with a bias, zero padding, no groups, no dilation"
     for m in mods[:n] or [model]:
         if isinstance(m, nn.ReLU) and convs:
             convs[-1][1] = True
         else:
-            expect(_usual(m) and m not in [c for c, _ in convs], f"{m}; expected {known}")
+            expect(_usual(m) and m not in [c for c, _ in convs], m, known)
             convs.append([m, False])
     return convs, mods[n:]
 
@@ -488,19 +479,6 @@ def join(params):
         p.data = channels_last(view.view(part.shape), back=True)
     return vector
 
-
-def check_epoch(tail, images, labels, size, bs):
-    "ValueError if `train_epoch` can't train on these; `size` is that of the network's outputs."
-    (classes, *hw), found = size, (labels.amin().item(), labels.amax().item())
-    flat = all(type(m) is nn.Flatten for m in tail)
-    expect(hw == [1, 1], f"maps of {hw} at the end; expected [1, 1]")
-    expect(flat, f"{tail} at the end; expected Flatten")
-    expect(images.dtype == torch.uint8, f"images of {images.dtype}; expected torch.uint8")
-    expect(len(labels) == len(images), f"{len(labels)} labels for {len(images)} images")
-    known = 0 <= found[0] and found[1] < classes
-    expect(known, f"labels {found}; expected 0 to {classes - 1}")
-    expect(bs > 0, f"bs={bs}; expected 1 or more")
-
 # %% ../nbs/10_fast.ipynb #aeb41b20
 class FastNet(nn.Module):
     """`model`, with its convolutions compiled, up to the last one; what follows is left to PyTorch.
@@ -509,20 +487,18 @@ class FastNet(nn.Module):
     def __init__(self, model):
         super().__init__()
         convs, tail = _read(model)
-        sizes = attrgetter("in_channels", "out_channels", "kernel_size", "stride", "padding")
-        self.layers = tuple((*sizes(c), relu) for c, relu in convs)
+        self.layers = tuple((*_sizes(c), relu) for c, relu in convs)
         self.tail = nn.Sequential(*tail)
         params = [p for c, _ in convs for p in (c.weight, c.bias)]
         kinds = {(p.device.type, p.dtype, p.requires_grad) for p in params}
         fits = kinds in ({("cpu", t, True)} for t in (torch.float32, torch.float64))
-        expect(fits, f"weights of {kinds}; expected float32 or float64 on the CPU")
+        expect(fits, f"weights of {kinds}", "float32 or float64 on the CPU")
         self.weights = nn.Parameter(join(params))
         self.register_buffer("velocity", torch.zeros_like(self.weights), persistent=False)
 
     def _apply(self, fn, *args):  # what .to() and .double() call
         if fn(self.weights) is not self.weights:
-            message = "FastNet: its weights are the model's; convert that, and make a new FastNet"
-            raise TypeError(message)
+            raise TypeError("FastNet: convert the model it was made from, and make a new FastNet")
         return super()._apply(fn, *args)
 
     def plan(self, size):  # of an image: (channels, rows, columns)
@@ -531,20 +507,33 @@ class FastNet(nn.Module):
     def forward(self, x):
         if x.ndim != 4 or x.dtype != self.weights.dtype or x.device.type != "cpu":
             kind = f"{x.dtype} {list(x.shape)} on {x.device}"
-            expect(False, f"{kind}; expected {self.weights.dtype} [N,C,H,W] on the CPU")
+            expect(False, kind, f"{self.weights.dtype} [N,C,H,W] on the CPU")
         return self.tail(_Convs.apply(x, self.weights, *self.plan(x.shape[1:])))
 
-    def train_epoch(self, images, labels, lr, momentum=0.0, bs=256):  # the loss of each step
-        """A step of SGD for each batch of `images`, uint8 [N,C,H,W] (divided by 255), in random order.
-        `lr` may be one for each step. The network's outputs are logits [N,classes] for `labels`, int64."""
-        plan, size, length = self.plan(images.shape[1:])
-        check_epoch(self.tail, images, labels, size, bs)
-        lrs, n = torch.as_tensor(lr, dtype=self.weights.dtype), -(-len(images) // bs)
-        fits = lrs.ndim == 0 or len(lrs) == n
-        expect(fits, f"{lrs.numel()} learning rates; expected one, or {n}")
-        order, losses = torch.randperm(len(images)), self.weights.new_empty(n)
-        scratch = self.weights.new_empty(torch.get_num_threads(), 2, length)
-        data = images.flatten(1).numpy(), labels.numpy(), order.numpy(), bs
-        arrays = losses, lrs.expand(n), momentum, self.weights, self.velocity, data, scratch
-        on_threads(train_steps, *arrays, plan)
-        return losses
+# %% ../nbs/10_fast.ipynb #aeb41b21
+def check_epoch(net, size, images, labels, bs):
+    "ValueError if `train_epoch` can't train on these; `size` is that of the network's outputs."
+    (classes, *hw), found = size, (labels.amin().item(), labels.amax().item())
+    flat = all(type(m) is nn.Flatten for m in net.tail)
+    expect(hw == [1, 1] and flat, f"maps of {hw} and {net.tail} at the end", "[1, 1] and Flatten")
+    expect(images.dtype == torch.uint8, f"images of {images.dtype}", "torch.uint8")
+    expect(len(labels) == len(images), f"{len(labels)} labels", f"{len(images)}, as many as images")
+    known = 0 <= found[0] and found[1] < classes
+    expect(known, f"labels {found}", f"0 to {classes - 1}")
+    expect(bs > 0, f"bs={bs}", "1 or more")
+
+
+@patch
+def train_epoch(self: FastNet, images, labels, lr, momentum=0.0, bs=256):  # the loss of each step
+    """A step of SGD for each batch of `images`, uint8 [N,C,H,W] (divided by 255), in random order.
+    `lr` may be one for each step. The network's outputs are logits [N,classes] for `labels`, int64."""
+    plan, size, length = self.plan(images.shape[1:])
+    check_epoch(self, size, images, labels, bs)
+    lrs, n = torch.as_tensor(lr, dtype=self.weights.dtype), -(-len(images) // bs)
+    expect(lrs.ndim == 0 or len(lrs) == n, f"{lrs.numel()} learning rates", f"one, or {n}")
+    order, losses = torch.randperm(len(images)), self.weights.new_empty(n)
+    scratch = self.weights.new_empty(torch.get_num_threads(), 2, length)
+    data = images.flatten(1).numpy(), labels.numpy(), order.numpy(), bs
+    arrays = losses, lrs.expand(n), momentum, self.weights, self.velocity, data, scratch
+    on_threads(train_steps, *arrays, plan)
+    return losses
