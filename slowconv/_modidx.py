@@ -89,6 +89,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'slowconv.explore.ConvExplorer.__init__': ('explore.html#convexplorer.__init__', 'slowconv/explore.py'),
                                   'slowconv.explore._choices': ('explore.html#_choices', 'slowconv/explore.py'),
                                   'slowconv.explore._data': ('explore.html#_data', 'slowconv/explore.py'),
+                                  'slowconv.explore._draw_pair': ('explore.html#_draw_pair', 'slowconv/explore.py'),
                                   'slowconv.explore._draw_places': ('explore.html#_draw_places', 'slowconv/explore.py'),
                                   'slowconv.explore._draw_windows': ('explore.html#_draw_windows', 'slowconv/explore.py'),
                                   'slowconv.explore._html': ('explore.html#_html', 'slowconv/explore.py'),

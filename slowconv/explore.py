@@ -160,70 +160,63 @@ def _draw_windows(e, ax, big, draw):
 
 def _draw_places(e, ax, small, draw):
     (h, w), p = e.seen.shape, e.settings["padding"]
-    left = (e.small.shape[1] - w - 1) / 2 - p
+    left = (small.shape[-1] - w - 1) / 2 - p
     draw(small, ax)
+    draw_frame(ax, 0, 0, *small.shape, ec="0.6", lw=1)
     draw_frame(ax, *e.at)
     ax.axis((left, left + w + 2 * p, h + 2 * p - 0.5, -0.5))
+
+
+def _draw_pair(e, axs, image, fmap, titles):
+    "Image and map, all of it or one channel's; all of them on the same two scales."
+    low, high, vmax = e.images[0].min().item(), e.images[0].max().item(), e.vmax
+    grey = partial(show_image, title=titles[0], vmin=min(low, 0), vmax=max(high, 1))
+    views = [(axs[0], image, grey), (axs[1], fmap, partial(show_map, title=titles[1], vmax=vmax))]
+    big, small = views[::-1] if e.transposed else views
+    _draw_windows(e, *big)
+    _draw_places(e, *small)
 
 # %% ../nbs/91_explore.ipynb #a1100026
 def _png(e):
     "What the panels show when they open, as a PNG."
     image, kernel, at = e.images[0], e.kernel, e.at[0] * e.small.shape[1] + e.at[1]
-    colours = ("rRx", "gGy", "bBz") if image.ndim == 3 else ()
-    below = "iiiipppmmmm" if "products" in e.panels else "iiii...mmmm"
-    rows = {4 * i + 3 * k + 4 * m: 1.2 for i, k, m in colours} or {"iiiikkkmmmm": 1.8}
-    rows = {below: 1.8} | rows if colours else rows | {below: 1.8}
+    channels = {"red": "rRx", "green": "gGy", "blue": "bBz"} if image.ndim == 3 else {}
+    rows = {} if channels else {"iiiikkkmmmm": 1.8}
+    rows["iiiipppmmmm" if "products" in e.panels else "iiii...mmmm"] = 1.8
+    rows |= {4 * i + 3 * k + 4 * m: 1.2 for i, k, m in channels.values()}
     rows |= {"s" * 11: 0.8} if "matrix" in e.panels and not e.transposed else {}
     fig = Figure(figsize=(7.6, sum(rows.values())), dpi=100, layout="constrained")
     grid = {"height_ratios": [*rows.values()], "subplot_kw": {"anchor": "N"}}
     axs = fig.subplot_mosaic("\n".join(rows), **grid)
     fig.supxlabel(_note(e), fontsize=10, wrap=True)
-    greys = {"vmin": min(image.min().item(), 0), "vmax": max(image.max().item(), 1)}
-    parts = F.conv2d(image, kernel[:, None], groups=3, **e.settings) if colours else e.map[None]
-    vmax = torch.cat([parts, e.map[None]]).abs().max().item()
-    signed = show_numbers if max(kernel.shape[-2:]) < 4 else show_map
-
-    def pair(i, m, image, fmap):
-        views = [
-            (axs[i], image, partial(show_image, **greys)),
-            (axs[m], fmap, partial(show_map, vmax=vmax)),
-        ]
-        big, small = views[::-1] if e.transposed else views
-        _draw_windows(e, *big)
-        _draw_places(e, *small)
-
-    pair("i", "m", image, e.map)
-    for (i, k, m), *of_one in zip(colours, image, kernel, parts, strict=False):
-        pair(i, m, of_one[0], of_one[2])
-        signed(of_one[1].round(decimals=2), axs[k], "its slice", vmax=kernel.abs().max().item())
-        axs[i].set_title({"r": "red", "g": "green", "b": "blue"}[i] + " channel")
-        axs[m].set_title("its map")
-    size = "{} × {}".format
-    axs["i"].set_title(f"image, {size(*image.shape[-2:])}")
-    out = "output" if e.transposed else "feature map"
-    axs["m"].set_title(f"{out}, {size(*e.map.shape)}")
+    (h, w), (mh, mw), ticks = image.shape[-2:], e.map.shape, (-e.vmax, 0, e.vmax)
+    titles = f"image, {h} × {w}", f"{'output' if e.transposed else 'feature map'}, {mh} × {mw}"
+    _draw_pair(e, (axs["i"], axs["m"]), image, e.map, titles)
     bar = {"location": "bottom", "shrink": 0.7, "aspect": 30, "panchor": False}
-    fig.colorbar(axs["m"].images[0], ax=axs["m"], ticks=(-vmax, 0, vmax), format="{x:.2f}", **bar)
+    fig.colorbar(axs["m"].images[0], ax=axs["m"], ticks=ticks, format="{x:.2f}", **bar)
+    signed = show_numbers if max(kernel.shape[-2:]) < 4 else show_map
+    for q, (hue, (i, k, m)) in enumerate(channels.items()):
+        titles = f"{hue} channel", "+ its map" if q else "its map"
+        _draw_pair(e, (axs[i], axs[m]), image[q], e.parts[q], titles)
+        signed(kernel[q].round(decimals=2), axs[k], "its slice", vmax=kernel.abs().max().item())
     if "k" in axs:
-        signed(
-            kernel.round(decimals=2), axs["k"], f"kernel, sum {round(kernel.sum().item(), 2):zg}"
-        )
-    columns = (
-        None
-        if e.transposed
-        else F.unfold(image.view(-1, *image.shape[-2:]), kernel.shape[-2:], **e.settings)
-    )
-    if "p" in axs and e.transposed:
-        signed((image[e.at] * kernel).round(decimals=2), axs["p"], "what the pixel puts down")
-    elif "p" in axs:
-        products = (
-            parts[:, e.at[0], e.at[1]][None] if colours else columns[:, at].view_as(kernel) * kernel
-        )
-        title = f"{'maps' if colours else 'products'}, sum {e.map[e.at]:z.2f}"
+        title = f"kernel, sum {round(kernel.sum().item(), 2):zg}"
+        signed(kernel.round(decimals=2), axs["k"], title)
+    if not e.transposed:
+        columns = F.unfold(image.view(1, -1, h, w), kernel.shape[-2:], **e.settings)[0]
+    if "p" in axs:
+        title = f"{'maps' if channels else 'products'}, sum {e.map[e.at]:z.2f}"
+        if channels:
+            products = e.parts[:, *e.at][None]
+        elif e.transposed:
+            products, title = image[e.at] * kernel, "what the pixel puts down"
+        else:
+            products = columns[:, at].view_as(kernel) * kernel
         signed(products.round(decimals=2), axs["p"], title)
     if "s" in axs:
+        grey = {"vmin": min(image.min().item(), 0), "vmax": max(image.max().item(), 1)}
         title = f"all {e.map.numel()} windows, a column each"
-        show_image(columns, axs["s"], title, aspect="auto", **greys)
+        show_image(columns, axs["s"], title, aspect="auto", **grey)
         draw_frame(axs["s"], 0, at, len(columns))
     for text in [text for ax in axs.values() for text in ax.texts]:
         text.set_size(8)
@@ -282,7 +275,9 @@ class ConvExplorer:
         self.transposed = transposed
         convolve = F.conv_transpose2d if transposed else F.conv2d
         x, w = (a.view(1, c, *a.shape[-2:]) for a in (self.images[0], self.kernel))
-        self.map = convolve(x, w, **self.settings)[0, 0]
+        self.parts = convolve(x, w.transpose(0, 1), groups=c, **self.settings)[0]
+        self.map = self.parts.sum(0)
+        self.vmax = torch.cat([self.parts, self.map[None]]).abs().max().item()
         self.small, big = (x[0, 0], self.map) if transposed else (self.map, x[0, 0])
         self.at = _start(self.small, at)
         ones = torch.ones(self.kernel.numel() // c, self.small.numel())

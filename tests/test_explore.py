@@ -69,6 +69,7 @@ def test_images_in_many_forms(forms, expected):
         ({"stride": 1.5}, "stride=1.5; expected a whole number from 1 to 9"),
         ({"padding": -1}, "padding=-1; expected a whole number from 0 to 9"),
         ({"titles": ["a", "b"]}, "2 titles for 1 images"),
+        ({"kernel": torch.rand(3, 3, 3)}, r"the image has shape \[8, 8\]; give \[3,h,w\]"),
         ({"at": (0, -1)}, r"at=\(0, -1\); the map has shape \[6, 6\]"),
     ],
 )
@@ -327,6 +328,57 @@ def test_size_bias_and_relu(show):
     state = page.check()
     assert state["bias"] == 1.5 and state["relu"] and min(map(min, state["map"])) == 0
     assert page.js("return $('sum-text').textContent").endswith("after ReLU")
+
+
+def test_several_channels_each_with_its_slice_and_its_map(show):
+    image = torch.zeros(3, 5, 9)
+    image[0, 2:, 1:4] = image[:, 2:, 5:8] = 1  # a red block and a white one
+    slices = torch.stack([top_edge, -top_edge, torch.zeros(3, 3)])
+    page = show(ConvExplorer(image, slices, panels=["channels", "products"], at=(0, 5)))
+    state = page.check()
+    assert state["products"] == [3, -3, 0] and state["sum"] == 0
+    page.js(
+        "root.querySelectorAll('#weights input')[10].id = 'weight'"
+    )  # the green slice's upper middle
+    page.keys("weight", Keys.CONTROL, "a", Keys.NULL, "-2")
+    assert page.check()["kernel"][1] == [[1, -2, 1], [0, 0, 0], [-1, -1, -1]]
+    assert "Maps: 3, −3, 0. Sum: 0." in page.state["text"]
+    page.click("reset")
+    page.click("draw")
+    page.drag("image", (0.5 / 9, 0.5 / 5), (8.5 / 9, 0.5 / 5))  # white, which the sum doesn't see
+    drawn = page.check()
+    assert drawn["image"][1][0] == [1.0] * 9 and drawn["map"] == state["map"]
+    names = "return [...root.querySelectorAll('#weights canvas')].map(c => c.ariaLabel)"
+    assert (
+        page.js(names)[3] == "The green channel's map of 3 rows and 7 columns. Row 0, column 5: 0"
+    )
+
+
+def test_transposed_each_pixel_puts_the_kernel_down(show):
+    kernel = torch.arange(1.0, 10).view(3, 3)
+    image = torch.tensor([[1.0, 0], [0, 2]])
+    page = show(ConvExplorer(image, kernel, stride=2, transposed=True, at=(1, 1)))
+    assert page.check()["size"] == [5, 5]
+    assert page.state["products"] == (2 * kernel).flatten().tolist()
+    shown = page.js("return $('products').innerText.split('\\n').slice(0, 3)")
+    assert [s for s in shown if s] == ["2 · 1", "2", "of 11"]  # 9 is there already
+    page.keys("map", Keys.ARROW_UP)
+    said = "Row 0, column 1 of the image. Window: rows 0 to 2, columns 2 to 4 of the output."
+    assert said in page.check()["text"]
+    page.drag(
+        "map", (0.5 / 5, 4.5 / 5)
+    )  # the kernel in this corner is that of the lower left pixel
+    assert (page.state["row"], page.state["col"]) == (1, 0)
+    page.drag("image", (0.9, 0.1))
+    assert (page.state["row"], page.state["col"]) == (0, 1)
+    page.change("stride", 4)
+    assert page.check()["unread"] == {"rows": [3], "cols": [3]}
+    assert "Never reached: row 3 and column 3." in page.js("return $('unread').textContent")
+    page.change("padding", 4)
+    assert "the padding takes it all away" in page.state["text"]
+    page.click("transposed")
+    page.change("size", 2)
+    assert page.check()["size"] == [3, 3] and not page.state["transposed"]
 
 
 wrong = {
