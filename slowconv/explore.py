@@ -234,6 +234,7 @@ def _html(e):
     )
     name = f"slowconv-explorer-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     markup, script = text.split("<script>")
+    markup = re.sub(" ?([{};]) ?", r"\1", markup)
     script = script.replace("MARKUP", json.dumps(markup.strip())).replace("NAME", json.dumps(name))
     data = html.escape(json.dumps(_data(e), separators=(",", ":")))
     picture, alt = base64.b64encode(_png(e)[0]).decode(), html.escape(str(e))
