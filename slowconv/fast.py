@@ -23,6 +23,7 @@ from threading import Lock
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from llvmlite import binding, ir
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -93,6 +94,7 @@ def store(ctx, array, i, step, tile):
 
 # %% ../nbs/10_fast.ipynb #8acca853
 def _shuffle(builder, x, y, lanes):
+    "A vector of those lanes of x and y, counted through."
     mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
     return builder.shuffle_vector(x, y, mask)
 
@@ -106,7 +108,8 @@ def fma(ctx, acc, xs, ys):
         if xs.lanes < ys.lanes:
             left = [_shuffle(builder, x, x, [0] * ys.lanes) for x in left]
         fused = {"flags": ("contract",)}  # multiply and add in one instruction
-        pairs = zip(acc, [builder.fmul(x, y, **fused) for x in left for y in right], strict=True)
+        products = [builder.fmul(x, y, **fused) for x in left for y in right]
+        pairs = zip(acc, products, strict=True)
         return pack_array(builder, [builder.fadd(*pair, **fused) for pair in pairs])
 
     return acc(acc, xs, ys), write
@@ -117,10 +120,11 @@ def gate(ctx, xs, ys):
     "xs, with zeros where ys <= 0. NaN passes through, as in PyTorch's ReLU."
 
     def write(context, builder, sig, args):
-        zero, rows = ir.Constant(context.get_value_type(xs).element, None), []
-        for x, y in zip(*(unpack_tuple(builder, tile) for tile in args), strict=True):
-            rows.append(builder.select(builder.fcmp_ordered("<=", y, zero), zero, x))
-        return pack_array(builder, rows)
+        zero = ir.Constant(context.get_value_type(xs).element, None)
+        xs_rows, ys_rows = (unpack_tuple(builder, tile) for tile in args)
+        closed = [builder.fcmp_ordered("<=", y, zero) for y in ys_rows]
+        pairs = zip(closed, xs_rows, strict=True)
+        return pack_array(builder, [builder.select(shut, zero, x) for shut, x in pairs])
 
     return xs(xs, ys), write
 
@@ -128,23 +132,38 @@ def gate(ctx, xs, ys):
 @intrinsic
 def sums(ctx, tile, cols):
     "The sum of each row, a tile with rows as long as `cols`. As many rows as a power of two."
-    shape = Tile(tile.dtype, tile.rows // cols.count, cols.count)
 
     def write(context, builder, sig, args):
-        rows, n = unpack_tuple(builder, args[0]), tile.lanes
-        while len(rows) * n > tile.rows:  # add neighbours, until there's one number for each row
-            n //= 1 if len(rows) > 1 else 2
-            even, odd = range(0, 2 * n, 2), range(1, 2 * n, 2)
-            pairs = zip(rows[::2], rows[1::2] or rows, strict=True)
-            rows = [builder.fadd(*(_shuffle(builder, *p, m) for m in (even, odd))) for p in pairs]
-        parts = [(row, range(k, k + cols.count)) for row in rows for k in range(0, n, cols.count)]
-        return pack_array(builder, [_shuffle(builder, row, row, lanes) for row, lanes in parts])
+        rows = unpack_tuple(builder, args[0])
+        while len(rows) > 1:
+            both = range(2 * rows[0].type.count)
+            rows = [_shuffle(builder, *rows[k : k + 2], both) for k in range(0, len(rows), 2)]
+        (total,) = rows
+        while total.type.count > tile.rows:
+            even, odd = (range(k, total.type.count, 2) for k in (0, 1))
+            total = builder.fadd(*(_shuffle(builder, total, total, half) for half in (even, odd)))
+        parts = [range(k, k + cols.count) for k in range(0, tile.rows, cols.count)]
+        return pack_array(builder, [_shuffle(builder, total, total, part) for part in parts])
 
-    return shape(tile, cols), write
+    return Tile(tile.dtype, tile.rows // cols.count, cols.count)(tile, cols), write
 
 # %% ../nbs/10_fast.ipynb #ccd487f7
 _keep = __name__ != "__main__"  # a function in a notebook has no file to be kept beside
 compiled, parallel = njit(cache=_keep), njit(cache=_keep, parallel=True)
+_lock, _process = Lock(), os.getpid()
+
+
+def on_threads(work, *args):
+    "`work(*args)`, a function made by `parallel`, on as many threads as PyTorch has."
+    args = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in args]
+    if os.getpid() != _process:  # a forked process has none of its parent's threads
+        return work.py_func(*args)
+    threads = torch.get_num_threads()
+    with _lock:  # not all of Numba's ways to share work can serve two at once
+        set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+        work(*args)
+    if torch.get_num_threads() != threads:  # Numba told OpenMP to use all cores; PyTorch heard it
+        torch.set_num_threads(threads)
 
 # %% ../nbs/10_fast.ipynb #ba849920
 @parallel
@@ -166,88 +185,90 @@ def peak():
 
 def products(plan):
     "Multiplications of one image in each layer on its way forward, those with padding left out."
-    starts, s = plan.starts, plan.table[:, 0]
-    return (s.channels * s.depth * (starts[s.first + s.targets] - starts[s.first])).tolist()
+    starts, jobs = plan.starts, plan.table[:, 0]
+    pairs = starts[jobs.first + jobs.targets] - starts[jobs.first]
+    return (jobs.channels * jobs.depth * pairs).tolist()
 
 # %% ../nbs/10_fast.ipynb #21516712
-def expect(ok, message):
+def expect(ok, found, wanted):
     if not ok:
-        raise ValueError(f"FastNet: {message}")
+        raise ValueError(f"FastNet: {found}; expected {wanted}")
 
 
-# a table of sums, [layers,4]; where the pairs of each sum's targets start; the pairs; 0s and 1s
+# the jobs, [layers,4]; where the pairs of each job's targets start; the pairs; 0s and 1s
 Plan = namedtuple("Plan", "table starts pairs zeros ones")
+columns = "targets channels depth at left left_step right row col bias relu first"
 
 
-def write_sums(s, channels, sizes, places, relus):
-    "The four sums of a layer: its outputs, its inputs' gradient, its weights' and its biases'."
-    (ni, nf), (inputs, outputs, taps), (i, o, w, bias) = channels, sizes, places
-    s.targets = outputs, inputs, taps, 1
-    s.channels = nf, ni, nf, nf
-    s.depth = ni, nf, ni, 1
-    s.at = o, i, w, bias
-    s.left, s.lsize = (i, o, o, o), (inputs, outputs, outputs, outputs)
-    s.right, s.rsize = (w, w, i, 0), (0, 0, inputs, 0)
-    s.row, s.col = (ni * taps, 1, 0, 0), (1, ni * taps, 0, 0)
-    s.bias, s.relu = (bias, -1, -1, -1), relus
+def make_jobs(channels, sizes, places, relu, below):
+    "All but `first` of a layer's jobs, from the sizes and places of inputs, outputs and weights."
+    (ni, nf), (inputs, outputs, taps), (x, y, w) = channels, sizes, places
+    x_step, y_step, bias = inputs * IMAGES, outputs * IMAGES, w + nf * ni * taps
+    return (
+        (outputs, nf, ni, y, x, x_step, w, ni * taps, 1, bias, relu),
+        (inputs, ni, nf, x, y, y_step, w, 1, ni * taps, -1, 2 * below),
+        (taps, nf, ni, w, y, y_step, x, 0, x_step, -1, 0),
+        (1, nf, 1, bias, y, y_step, 0, 0, 0, -1, 0),
+    )
 
 # %% ../nbs/10_fast.ipynb #21516713
 @lru_cache
 def make_plan(layers, size, dtype="float32"):
     "What the loops below go through, for `layers` and images of `size`; the outputs' size; a block's length."
-    names = "targets,first,channels,depth,at,left,lsize,right,rsize,row,col,bias,relu"
-    table = np.recarray((len(layers), 4), [(name, int) for name in names.split(",")])
-    met, w, i, below, (channels, *hw) = [], 0, 0, False, size
-    for n, (ni, nf, ks, stride, pad, relu) in enumerate(layers):
+    table, starts, pairs = [], [0], []
+    x, w, below, (channels, *hw) = 0, 0, False, size
+    for n, (ni, nf, ks, stride, pad, relu) in enumerate(layers, 1):
         (out, pix, tap), hw_out = meet(hw, ks, stride, pad)
-        before = f"maps of {[channels, *hw]} before layer {n + 1}, which takes {ni} channels"
-        fits = channels == ni and min(hw_out) > 0
-        expect(fits, f"{before} and has a kernel of {ks}; the images are {list(size)}")
+        found = f"maps of {[channels, *hw]} before layer {n} for images of {list(size)}"
+        wanted = f"{ni} channels and room for a kernel of {ks}"
+        expect(channels == ni and min(hw_out) > 0, found, wanted)
         sizes = inputs, outputs, taps = math.prod(hw), math.prod(hw_out), math.prod(ks)
-        places = _, o, _, bias = i, i + ni * inputs * IMAGES, w, w + nf * ni * taps
-        write_sums(table[n], (ni, nf), sizes, places, (relu, 2 * below, 0, 0))
-        met += [(out, pix, tap * ni), (pix, out, tap * ni), (tap, out, pix)]
-        met += [(np.zeros(outputs, int), np.arange(outputs), np.zeros(outputs, int))]
-        channels, hw, w, i, below = nf, hw_out, bias + nf, o, relu
-    table.first.flat = np.cumsum(table.targets) - table.targets.flat
-    target = np.concatenate([m[0] + first for m, first in zip(met, table.first.flat, strict=True)])
-    order, pairs = np.argsort(target, kind="stable"), np.concatenate([m[1:] for m in met], 1).T
-    starts = np.searchsorted(target[order], range(table.targets.sum() + 1))
-    plan = Plan(table, starts, pairs[order], np.zeros(IMAGES, dtype), np.ones(IMAGES, dtype))
-    return plan, (channels, *hw), i + channels * math.prod(hw) * IMAGES
+        y, one, each = x + ni * inputs * IMAGES, np.zeros(outputs, int), np.arange(outputs)
+        jobs = make_jobs((ni, nf), sizes, (x, y, w), relu, below)
+        met = (out, pix, tap * ni), (pix, out, tap * ni), (tap, out, pix), (one, each, one)
+        for job, (target, left, right) in zip(jobs, met, strict=True):
+            table.append((*job, len(starts) - 1))
+            pairs.append(np.stack([left, right], 1)[np.argsort(target, kind="stable")])
+            starts += (starts[-1] + np.bincount(target, minlength=job[0]).cumsum()).tolist()
+        channels, hw, w, x, below = nf, hw_out, w + nf * (ni * taps + 1), y, relu
+    table = np.array(table, [(name, int) for name in columns.split()]).reshape(-1, 4)
+    numbers = np.zeros(IMAGES, dtype), np.ones(IMAGES, dtype)
+    plan = Plan(table.view(np.recarray), np.array(starts), np.concatenate(pairs), *numbers)
+    return plan, (channels, *hw), x + channels * math.prod(hw) * IMAGES
 
 # %% ../nbs/10_fast.ipynb #26168d77
 @compiled
-def convolve_tiles(rows, s, block, gates, weights, plan):
-    "Sum s, as many channels at a time as `rows` is long, each for all images of the block."
+def convolve_tiles(rows, job, block, gates, weights, plan):
+    "A job's sums, as many channels at a time as `rows` is long, each for all images of the block."
     _, starts, pairs, zeros, ones = plan
-    step = s.targets * IMAGES  # from one channel to the next
-    for t in range(s.targets):
-        for c in range(0, s.channels, len(rows)):
-            j = min(c, s.channels - len(rows))  # the last tile may overlap the one before
+    step = job.targets * IMAGES  # from one channel to the next
+    for t in range(job.targets):
+        for c in range(0, job.channels, len(rows)):
+            j = min(c, job.channels - len(rows))  # the last tile may overlap the one before
             acc = load(zeros, 0, 0, rows, FULL)
-            if s.bias >= 0:
-                acc = fma(acc, load(weights, s.bias + j, 1, rows, ONE), load(ones, 0, 0, ONE, FULL))
-            for m in range(starts[s.first + t], starts[s.first + t + 1]):
-                at, k = s.left + pairs[m, 0] * IMAGES, s.right + pairs[m, 1] + j * s.row
-                for _ in range(s.depth):
-                    ws = load(weights, k, s.row, rows, ONE)
+            if job.bias >= 0:
+                bias = load(weights, job.bias + j, 1, rows, ONE)
+                acc = fma(acc, bias, load(ones, 0, 0, ONE, FULL))
+            for m in range(starts[job.first + t], starts[job.first + t + 1]):
+                at, k = job.left + pairs[m, 0] * IMAGES, job.right + pairs[m, 1] + j * job.row
+                for _ in range(job.depth):
+                    ws = load(weights, k, job.row, rows, ONE)
                     acc = fma(acc, ws, load(block, at, 0, ONE, FULL))
-                    at, k = at + s.lsize * IMAGES, k + s.col
-            at = s.at + j * step + t * IMAGES
-            if s.relu == 1:
+                    at, k = at + job.left_step, k + job.col
+            at = job.at + j * step + t * IMAGES
+            if job.relu == 1:
                 acc = gate(acc, acc)
-            elif s.relu == 2:
+            elif job.relu == 2:
                 acc = gate(acc, load(gates, at, step, rows, FULL))
             store(block, at, step, acc)
 
 
 @compiled
-def convolve(s, *args):  # four channels at a time, if there are four
-    if s.channels < 4:
-        convolve_tiles(ONE, s, *args)
+def convolve(job, *args):  # four channels at a time, if there are four
+    if job.channels < 4:
+        convolve_tiles(ONE, job, *args)
     else:
-        convolve_tiles(FOUR, s, *args)
+        convolve_tiles(FOUR, job, *args)
 
 # %% ../nbs/10_fast.ipynb #82948a21
 # four channels, if there are 32 registers for their 16 sums, and two if there are 16
@@ -256,32 +277,32 @@ SUMS = 4 * COLS
 
 
 @compiled
-def weight_grad_tiles(tile, s, gw, gy, x, plan):
-    "Sum s, a few filters times a few channels at a time: gradients, summed over the block's images."
+def weight_grad_tiles(tile, job, gw, gy, x, plan):
+    "A job's sums, a few filters times a few channels at a time: gradients, summed over the block's images."
     (rows, cols, both, lanes), (_, starts, pairs, zeros, _) = tile, plan
-    gy_step, x_step, step = s.lsize * IMAGES, s.rsize * IMAGES, s.targets * s.depth
-    for k in range(s.targets):
-        for a in range(0, s.channels, len(rows)):
-            for b in range(0, s.depth, len(cols)):
-                f, j = min(a, s.channels - len(rows)), min(b, s.depth - len(cols))
+    step = job.targets * job.depth  # from one filter to the next
+    for t in range(job.targets):
+        for a in range(0, job.channels, len(rows)):
+            for b in range(0, job.depth, len(cols)):
+                f, j = min(a, job.channels - len(rows)), min(b, job.depth - len(cols))
                 acc = load(zeros, 0, 0, both, lanes)
-                for m in range(starts[s.first + k], starts[s.first + k + 1]):
-                    y_at = s.left + f * gy_step + pairs[m, 0] * IMAGES
-                    x_at = s.right + j * x_step + pairs[m, 1] * IMAGES
+                for m in range(starts[job.first + t], starts[job.first + t + 1]):
+                    y_at = job.left + f * job.left_step + pairs[m, 0] * IMAGES
+                    x_at = job.right + j * job.col + pairs[m, 1] * IMAGES
                     for i in range(0, IMAGES, len(lanes)):
-                        ys = load(gy, y_at + i, gy_step, rows, lanes)
-                        acc = fma(acc, ys, load(x, x_at + i, x_step, cols, lanes))
-                store(gw, s.at + f * step + k * s.depth + j, step, sums(acc, cols))
+                        ys = load(gy, y_at + i, job.left_step, rows, lanes)
+                        acc = fma(acc, ys, load(x, x_at + i, job.col, cols, lanes))
+                store(gw, job.at + f * step + t * job.depth + j, step, sums(acc, cols))
 
 
 @compiled
-def weight_grad(s, *args):  # four filters times four channels, if there are as many
-    if s.channels < 4:
-        weight_grad_tiles((ONE, ONE, ONE, FULL), s, *args)
-    elif s.depth < 4:
-        weight_grad_tiles((FOUR, ONE, FOUR, FULL), s, *args)
+def weight_grad(job, *args):  # four filters times four channels, if there are as many
+    if job.channels < 4:
+        weight_grad_tiles((ONE, ONE, ONE, FULL), job, *args)
+    elif job.depth < 4:
+        weight_grad_tiles((FOUR, ONE, FOUR, FULL), job, *args)
     else:
-        weight_grad_tiles((FOUR, COLS, SUMS, REGISTER), s, *args)
+        weight_grad_tiles((FOUR, COLS, SUMS, REGISTER), job, *args)
 
 # %% ../nbs/10_fast.ipynb #873b25cd
 @compiled
@@ -320,22 +341,6 @@ def backward(gweights, gx, gy, maps, weights, plan):
         if len(gx):
             unpack(gx, grads, b)
 
-# %% ../nbs/10_fast.ipynb #2d504a0a
-_lock, _process = Lock(), os.getpid()
-
-
-def on_threads(work, *args):
-    "`work(*args)`, a function made by `parallel`, on as many threads as PyTorch has."
-    args = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in args]
-    if os.getpid() != _process:  # a forked process has none of its parent's threads
-        return work.py_func(*args)
-    threads = torch.get_num_threads()
-    with _lock:  # not all of Numba's ways to share work can serve two at once
-        set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
-        work(*args)
-    if torch.get_num_threads() != threads:  # Numba told OpenMP to use all cores; PyTorch heard it
-        torch.set_num_threads(threads)
-
 # %% ../nbs/10_fast.ipynb #e0e0b354
 @compiled
 def pack(block, x, b):
@@ -358,22 +363,13 @@ def unpack(x, block, b):
 
 # %% ../nbs/10_fast.ipynb #4d0600de
 @compiled
-def word(a, b, c, d):
-    "Four bytes, side by side in eight"
-    u = np.uint64
-    return u(a) | u(b) << u(8) | u(c) << u(16) | u(d) << u(24)
-
-
-@compiled
 def gather(block, pixels, images, idx):
     "Fill a block with `images[idx]`, bytes [N,P], divided by 255; idx is as long as IMAGES."
-    words = pixels.view(np.uint64)
-    for i in range(0, IMAGES, 8):
+    words = pixels.view(np.uint32)
+    for i in range(0, IMAGES, 4):
         a, b, c, d = images[idx[i]], images[idx[i + 1]], images[idx[i + 2]], images[idx[i + 3]]
-        e, f, g, h = images[idx[i + 4]], images[idx[i + 5]], images[idx[i + 6]], images[idx[i + 7]]
         for p in range(images.shape[1]):
-            low, high = word(a[p], b[p], c[p], d[p]), word(e[p], f[p], g[p], h[p])
-            words[(p * IMAGES + i) // 8] = low | high << np.uint64(32)
+            words[(p * IMAGES + i) // 4] = a[p] | b[p] << 8 | c[p] << 16 | d[p] << 24
     for k in range(len(pixels)):
         block[k] = pixels[k] * block.dtype.type(1 / 255)
 
@@ -381,31 +377,27 @@ def gather(block, pixels, images, idx):
 @compiled
 def cross_entropy(gy, y, labels, n):
     "A block's loss, summed, from its logits y [C,IMAGES]; the gradient of the mean over n images goes to gy."
-    top, total, loss = y[:IMAGES].copy(), np.zeros(IMAGES, y.dtype), 0.0
-    for k in range(len(y)):
-        top[k % IMAGES] = max(top[k % IMAGES], y[k])
-    for k in range(len(y)):  # without its largest logit, no exponential is too large
-        gy[k] = math.exp(y[k] - top[k % IMAGES])
-        total[k % IMAGES] += gy[k]
-    for k in range(len(y)):  # images that are only there to fill the block have no gradient
-        gy[k] *= (k % IMAGES < len(labels)) / (total[k % IMAGES] * n)
+    gy[:], loss = 0, 0.0  # images that are only there to fill the block have no gradient
+    gy, y = gy.reshape(-1, IMAGES), y.reshape(-1, IMAGES)
     for i, label in enumerate(labels):
-        k = label * IMAGES + i
-        loss += math.log(total[i]) + top[i] - y[k]
-        gy[k] -= 1 / n
+        top, total = y[:, i].max(), 0.0  # without its largest logit, no exponential is too large
+        for c in range(len(y)):
+            gy[c, i] = math.exp(y[c, i] - top)
+            total += gy[c, i]
+        for c in range(len(y)):
+            gy[c, i] /= total * n
+        gy[label, i] -= 1 / n
+        loss += math.log(total) + top - y[label, i]
     return loss
 
 # %% ../nbs/10_fast.ipynb #bd4646e9
 @compiled
 def update(weights, velocity, gweights, lr, momentum):
     "A step of SGD with the sum of `gweights`, a row a block."
-    for w in range(len(weights)):
-        velocity[w] *= momentum
-    for b in range(len(gweights)):
-        for w in range(len(weights)):
-            velocity[w] += gweights[b, w]
-    for w in range(len(weights)):
-        weights[w] -= lr * velocity[w]
+    velocity *= momentum
+    for gradient in gweights:
+        velocity += gradient
+    weights -= lr * velocity
 
 
 @parallel
@@ -418,7 +410,7 @@ def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
         batch = order[step * bs : (step + 1) * bs]
         blocks = -(-len(batch) // IMAGES)
         for thread in prange(len(scratch)):
-            here, grads = scratch[thread]
+            here, grads = scratch[thread, 0], scratch[thread, 1]
             for b in range(thread, blocks, len(scratch)):
                 mine = labels[batch[b * IMAGES : (b + 1) * IMAGES]]
                 idx = batch[(b * IMAGES + np.arange(IMAGES)) % len(batch)]
@@ -464,13 +456,13 @@ def _usual(m):
 def _read(model):
     "The convolutions of a model, each with whether a ReLU follows, and the modules after the last one."
     mods, convs = _flat(model), []
-    n = max((k + 1 for k, m in enumerate(mods) if isinstance(m, nn.Conv2d)), default=0)
+    n = max((k for k, m in enumerate(mods, 1) if isinstance(m, nn.Conv2d)), default=0)
     known = "ReLUs, and each Conv2d once, with a bias, zero padding, no groups, no dilation"
     for m in mods[:n] or [model]:
         if isinstance(m, nn.ReLU) and convs:
             convs[-1][1] = True
         else:
-            expect(_usual(m) and m not in [c for c, _ in convs], f"{m}; expected {known}")
+            expect(_usual(m) and m not in [c for c, _ in convs], m, known)
             convs.append([m, False])
     return convs, mods[n:]
 
@@ -488,19 +480,6 @@ def join(params):
         p.data = channels_last(view.view(part.shape), back=True)
     return vector
 
-
-def check_epoch(tail, images, labels, size, bs):
-    "ValueError if `train_epoch` can't train on these; `size` is that of the network's outputs."
-    (classes, *hw), found = size, (labels.amin().item(), labels.amax().item())
-    flat = all(type(m) is nn.Flatten for m in tail)
-    expect(hw == [1, 1], f"maps of {hw} at the end; expected [1, 1]")
-    expect(flat, f"{tail} at the end; expected Flatten")
-    expect(images.dtype == torch.uint8, f"images of {images.dtype}; expected torch.uint8")
-    expect(len(labels) == len(images), f"{len(labels)} labels for {len(images)} images")
-    known = 0 <= found[0] and found[1] < classes
-    expect(known, f"labels {found}; expected 0 to {classes - 1}")
-    expect(bs > 0, f"bs={bs}; expected 1 or more")
-
 # %% ../nbs/10_fast.ipynb #aeb41b20
 class FastNet(nn.Module):
     """`model`, with its convolutions compiled, up to the last one; what follows is left to PyTorch.
@@ -515,7 +494,7 @@ class FastNet(nn.Module):
         params = [p for c, _ in convs for p in (c.weight, c.bias)]
         kinds = {(p.device.type, p.dtype, p.requires_grad) for p in params}
         fits = kinds in ({("cpu", t, True)} for t in (torch.float32, torch.float64))
-        expect(fits, f"weights of {kinds}; expected float32 or float64 on the CPU")
+        expect(fits, f"weights of {kinds}", "float32 or float64 on the CPU")
         self.weights = nn.Parameter(join(params))
         self.register_buffer("velocity", torch.zeros_like(self.weights), persistent=False)
 
@@ -531,20 +510,33 @@ class FastNet(nn.Module):
     def forward(self, x):
         if x.ndim != 4 or x.dtype != self.weights.dtype or x.device.type != "cpu":
             kind = f"{x.dtype} {list(x.shape)} on {x.device}"
-            expect(False, f"{kind}; expected {self.weights.dtype} [N,C,H,W] on the CPU")
+            expect(False, kind, f"{self.weights.dtype} [N,C,H,W] on the CPU")
         return self.tail(_Convs.apply(x, self.weights, *self.plan(x.shape[1:])))
 
-    def train_epoch(self, images, labels, lr, momentum=0.0, bs=256):  # the loss of each step
-        """A step of SGD for each batch of `images`, uint8 [N,C,H,W] (divided by 255), in random order.
-        `lr` may be one for each step. The network's outputs are logits [N,classes] for `labels`, int64."""
-        plan, size, length = self.plan(images.shape[1:])
-        check_epoch(self.tail, images, labels, size, bs)
-        lrs, n = torch.as_tensor(lr, dtype=self.weights.dtype), -(-len(images) // bs)
-        fits = lrs.ndim == 0 or len(lrs) == n
-        expect(fits, f"{lrs.numel()} learning rates; expected one, or {n}")
-        order, losses = torch.randperm(len(images)), self.weights.new_empty(n)
-        scratch = self.weights.new_empty(torch.get_num_threads(), 2, length)
-        data = images.flatten(1).numpy(), labels.numpy(), order.numpy(), bs
-        arrays = losses, lrs.expand(n), momentum, self.weights, self.velocity, data, scratch
-        on_threads(train_steps, *arrays, plan)
-        return losses
+# %% ../nbs/10_fast.ipynb #aeb41b21
+def check_epoch(net, size, images, labels, bs):
+    "ValueError if `train_epoch` can't train on these; `size` is that of the network's outputs."
+    (classes, *hw), found = size, (labels.amin().item(), labels.amax().item())
+    flat = all(type(m) is nn.Flatten for m in net.tail)
+    expect(hw == [1, 1] and flat, f"maps of {hw} and {net.tail} at the end", "[1, 1] and Flatten")
+    expect(images.dtype == torch.uint8, f"images of {images.dtype}", "torch.uint8")
+    expect(len(labels) == len(images), f"{len(labels)} labels", f"{len(images)}, as many as images")
+    known = 0 <= found[0] and found[1] < classes
+    expect(known, f"labels {found}", f"0 to {classes - 1}")
+    expect(bs > 0, f"bs={bs}", "1 or more")
+
+
+@patch
+def train_epoch(self: FastNet, images, labels, lr, momentum=0.0, bs=256):  # the loss of each step
+    """A step of SGD for each batch of `images`, uint8 [N,C,H,W] (divided by 255), in random order.
+    `lr` may be one for each step. The network's outputs are logits [N,classes] for `labels`, int64."""
+    plan, size, length = self.plan(images.shape[1:])
+    check_epoch(self, size, images, labels, bs)
+    lrs, n = torch.as_tensor(lr, dtype=self.weights.dtype), -(-len(images) // bs)
+    expect(lrs.ndim == 0 or len(lrs) == n, f"{lrs.numel()} learning rates", f"one, or {n}")
+    order, losses = torch.randperm(len(images)), self.weights.new_empty(n)
+    scratch = self.weights.new_empty(torch.get_num_threads(), 2, length)
+    data = images.flatten(1).numpy(), labels.numpy(), order.numpy(), bs
+    arrays = losses, lrs.expand(n), momentum, self.weights, self.velocity, data, scratch
+    on_threads(train_steps, *arrays, plan)
+    return losses
