@@ -8,7 +8,6 @@ __all__ = ['peak', 'products', 'channels_last', 'FastNet']
 # %% ../nbs/10_fast.ipynb #13b5a5c1
 try:
     from numba import config, njit, prange, set_num_threads, types
-    from numba.core.cgutils import pack_array, unpack_tuple
     from numba.extending import intrinsic, models, register_model
 except ImportError as e:
     raise ImportError("slowconv.fast needs Numba: pip install 'slowconv[fast]'") from e
@@ -58,14 +57,23 @@ class Tile(types.Type):
 class _TileModel(models.PrimitiveModel):
     def __init__(self, manager, tile):
         number = manager.lookup(tile.dtype).get_value_type()
-        super().__init__(manager, tile, ir.ArrayType(ir.VectorType(number, tile.lanes), tile.rows))
+        super().__init__(manager, tile, ir.VectorType(number, tile.rows * tile.lanes))
 
 
-def _addresses(context, builder, sig, args, tile):
-    (array, i, step), row = args[:3], context.get_value_type(tile).element.as_pointer()
+def _rows(context, builder, sig, args, tile):
+    "Where each row of a tile begins in an array, and its lanes in the tile's vector."
+    (array, i, step), number = args[:3], context.get_value_type(tile).element
     data = context.make_array(sig.args[0])(context, builder, array).data
-    at = [builder.add(i, builder.mul(step, step.type(k))) for k in range(tile.rows)]
-    return [builder.bitcast(builder.gep(data, [k]), row) for k in at]
+    for k in range(tile.rows):
+        p = builder.gep(data, [builder.add(i, builder.mul(step, step.type(k)))])
+        p = builder.bitcast(p, ir.VectorType(number, tile.lanes).as_pointer())
+        yield p, range(k * tile.lanes, (k + 1) * tile.lanes)
+
+
+def _pick(builder, vector, lanes, other=None):
+    "The numbers at `lanes` of a vector, or of two."
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
+    return builder.shuffle_vector(vector, other or vector, mask)
 
 # %% ../nbs/10_fast.ipynb #55068515
 @intrinsic
@@ -74,8 +82,12 @@ def load(ctx, array, i, step, rows, lanes):
     tile = Tile(array.dtype, rows.count, lanes.count)
 
     def write(context, builder, sig, args):
-        at = _addresses(context, builder, sig, args, tile)
-        return pack_array(builder, [builder.load(p, align=4) for p in at])
+        n, vector = tile.rows * tile.lanes, None
+        for p, place in _rows(context, builder, sig, args, tile):
+            row = _pick(builder, builder.load(p, align=4), [k % tile.lanes for k in range(n)])
+            here = [n + k if k in place else k for k in range(n)]  # n and more: lanes of `row`
+            vector = _pick(builder, vector or row, here, row)
+        return vector
 
     return tile(array, types.int64, types.int64, rows, lanes), write
 
@@ -85,65 +97,49 @@ def store(ctx, array, i, step, tile):
     "`array[i + k * step :]` = row k, for all rows."
 
     def write(context, builder, sig, args):
-        at = _addresses(context, builder, sig, args, tile)
-        for p, row in zip(at, unpack_tuple(builder, args[3]), strict=True):
-            builder.store(row, p, align=4)
+        for p, place in _rows(context, builder, sig, args, tile):
+            builder.store(_pick(builder, args[3], place), p, align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64, tile), write
 
 # %% ../nbs/10_fast.ipynb #8acca853
-def _shuffle(builder, x, y, lanes):
-    "A vector of those lanes of x and y, counted through."
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
-    return builder.shuffle_vector(x, y, mask)
-
-
 @intrinsic
 def fma(ctx, acc, xs, ys):
     "acc[j * len(ys) + k] + xs[j] * ys[k]; where xs has one lane, it counts for all lanes of ys."
 
     def write(context, builder, sig, args):
-        acc, left, right = (unpack_tuple(builder, tile) for tile in args)
-        if xs.lanes < ys.lanes:
-            left = [_shuffle(builder, x, x, [0] * ys.lanes) for x in left]
+        acc, left, right = args
+        numbers = list(np.ndindex(xs.rows, ys.rows, ys.lanes))
+        left = _pick(builder, left, [j * xs.lanes + i % xs.lanes for j, _, i in numbers])
+        right = _pick(builder, right, [k * ys.lanes + i for _, k, i in numbers])
         fused = {"flags": ("contract",)}  # multiply and add in one instruction
-        products = [builder.fmul(x, y, **fused) for x in left for y in right]
-        pairs = zip(acc, products, strict=True)
-        return pack_array(builder, [builder.fadd(*pair, **fused) for pair in pairs])
+        return builder.fadd(acc, builder.fmul(left, right, **fused), **fused)
 
     return acc(acc, xs, ys), write
 
-# %% ../nbs/10_fast.ipynb #cdf07c5c
+
 @intrinsic
 def gate(ctx, xs, ys):
     "xs, with zeros where ys <= 0. NaN passes through, as in PyTorch's ReLU."
 
     def write(context, builder, sig, args):
-        zero = ir.Constant(context.get_value_type(xs).element, None)
-        xs_rows, ys_rows = (unpack_tuple(builder, tile) for tile in args)
-        closed = [builder.fcmp_ordered("<=", y, zero) for y in ys_rows]
-        pairs = zip(closed, xs_rows, strict=True)
-        return pack_array(builder, [builder.select(shut, zero, x) for shut, x in pairs])
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered("<=", args[1], zero), zero, args[0])
 
     return xs(xs, ys), write
 
 # %% ../nbs/10_fast.ipynb #10a00136
 @intrinsic
 def sums(ctx, tile, cols):
-    "The sum of each row, a tile with rows as long as `cols`. As many rows as a power of two."
+    "The sum of each row, a tile with rows as long as `cols`. As many lanes as a power of two."
 
     def write(context, builder, sig, args):
-        rows = unpack_tuple(builder, args[0])
-        while len(rows) > 1:
-            both = range(2 * rows[0].type.count)
-            rows = [_shuffle(builder, *rows[k : k + 2], both) for k in range(0, len(rows), 2)]
-        (total,) = rows
+        total = args[0]
         while total.type.count > tile.rows:
             even, odd = (range(k, total.type.count, 2) for k in (0, 1))
-            total = builder.fadd(*(_shuffle(builder, total, total, half) for half in (even, odd)))
-        parts = [range(k, k + cols.count) for k in range(0, tile.rows, cols.count)]
-        return pack_array(builder, [_shuffle(builder, total, total, part) for part in parts])
+            total = builder.fadd(_pick(builder, total, even), _pick(builder, total, odd))
+        return total
 
     return Tile(tile.dtype, tile.rows // cols.count, cols.count)(tile, cols), write
 
@@ -262,14 +258,6 @@ def convolve_tiles(rows, job, block, gates, weights, plan):
                 acc = gate(acc, load(gates, at, step, rows, FULL))
             store(block, at, step, acc)
 
-
-@compiled
-def convolve(job, *args):  # four channels at a time, if there are four
-    if job.channels < 4:
-        convolve_tiles(ONE, job, *args)
-    else:
-        convolve_tiles(FOUR, job, *args)
-
 # %% ../nbs/10_fast.ipynb #82948a21
 # four channels, if there are 32 registers for their 16 sums, and two if there are 16
 COLS = (0,) * (4 if LANES == 16 else 2)
@@ -293,6 +281,14 @@ def weight_grad_tiles(tile, job, gw, gy, x, plan):
                         ys = load(gy, y_at + i, job.left_step, rows, lanes)
                         acc = fma(acc, ys, load(x, x_at + i, job.col, cols, lanes))
                 store(gw, job.at + f * step + t * job.depth + j, step, sums(acc, cols))
+
+# %% ../nbs/10_fast.ipynb #10e00005
+@compiled
+def convolve(job, *args):  # four channels at a time, if there are four
+    if job.channels < 4:
+        convolve_tiles(ONE, job, *args)
+    else:
+        convolve_tiles(FOUR, job, *args)
 
 
 @compiled
@@ -321,26 +317,6 @@ def block_backward(gw, grads, here, weights, plan, inputs):
         if n > 0 or inputs:
             convolve(plan.table[n, 1], grads, here, weights, plan)
 
-
-@parallel
-def forward(y, maps, x, weights, plan):
-    "The images x [N,P] through all layers, to y [N,Q]; keeps the feature maps in `maps`, a row a block."
-    for b in prange(len(maps)):
-        pack(maps[b], x, b)
-        block_forward(maps[b], weights, plan)
-        unpack(y, maps[b][plan.table[-1, 0].at :], b)
-
-
-@parallel
-def backward(gweights, gx, gy, maps, weights, plan):
-    "From gy [N,Q] to the gradients of all weights, a row a block, and to gx [N,P], if it is not empty."
-    for b in prange(len(maps)):
-        grads = np.empty_like(maps[b])
-        pack(grads[plan.table[-1, 0].at :], gy, b)
-        block_backward(gweights[b], grads, maps[b], weights, plan, len(gx) > 0)
-        if len(gx):
-            unpack(gx, grads, b)
-
 # %% ../nbs/10_fast.ipynb #e0e0b354
 @compiled
 def pack(block, x, b):
@@ -360,6 +336,26 @@ def unpack(x, block, b):
     for p in range(x.shape[1]):
         for i in range(len(mine)):
             mine[i, p] = block[p * IMAGES + i]
+
+# %% ../nbs/10_fast.ipynb #10e00007
+@parallel
+def forward(y, maps, x, weights, plan):
+    "The images x [N,P] through all layers, to y [N,Q]; keeps the feature maps in `maps`, a row a block."
+    for b in prange(len(maps)):
+        pack(maps[b], x, b)
+        block_forward(maps[b], weights, plan)
+        unpack(y, maps[b][plan.table[-1, 0].at :], b)
+
+
+@parallel
+def backward(gweights, gx, gy, maps, weights, plan):
+    "From gy [N,Q] to the gradients of all weights, a row a block, and to gx [N,P], if it is not empty."
+    for b in prange(len(maps)):
+        grads = np.empty_like(maps[b])
+        pack(grads[plan.table[-1, 0].at :], gy, b)
+        block_backward(gweights[b], grads, maps[b], weights, plan, len(gx) > 0)
+        if len(gx):
+            unpack(gx, grads, b)
 
 # %% ../nbs/10_fast.ipynb #4d0600de
 @compiled
@@ -390,7 +386,7 @@ def cross_entropy(gy, y, labels, n):
         loss += math.log(total) + top - y[label, i]
     return loss
 
-# %% ../nbs/10_fast.ipynb #bd4646e9
+
 @compiled
 def update(weights, velocity, gweights, lr, momentum):
     "A step of SGD with the sum of `gweights`, a row a block."
@@ -399,7 +395,7 @@ def update(weights, velocity, gweights, lr, momentum):
         velocity += gradient
     weights -= lr * velocity
 
-
+# %% ../nbs/10_fast.ipynb #bd4646e9
 @parallel
 def train_steps(losses, lrs, momentum, weights, velocity, data, scratch, plan):
     "A step of SGD for each of `lrs`; `data`: images, bytes [N,P], labels [N], their order, batch size."
@@ -444,6 +440,9 @@ class _Convs(torch.autograd.Function):
         return gx if needed else None, gweights.sum(0), None, None, None
 
 # %% ../nbs/10_fast.ipynb #aeb41b1d
+_sizes = attrgetter("in_channels", "out_channels", "kernel_size", "stride", "padding")
+
+
 def _flat(m):
     return [k for child in m for k in _flat(child)] if isinstance(m, nn.Sequential) else [m]
 
@@ -488,8 +487,7 @@ class FastNet(nn.Module):
     def __init__(self, model):
         super().__init__()
         convs, tail = _read(model)
-        sizes = attrgetter("in_channels", "out_channels", "kernel_size", "stride", "padding")
-        self.layers = tuple((*sizes(c), relu) for c, relu in convs)
+        self.layers = tuple((*_sizes(c), relu) for c, relu in convs)
         self.tail = nn.Sequential(*tail)
         params = [p for c, _ in convs for p in (c.weight, c.bias)]
         kinds = {(p.device.type, p.dtype, p.requires_grad) for p in params}
@@ -500,8 +498,7 @@ class FastNet(nn.Module):
 
     def _apply(self, fn, *args):  # what .to() and .double() call
         if fn(self.weights) is not self.weights:
-            message = "FastNet: its weights are the model's; convert that, and make a new FastNet"
-            raise TypeError(message)
+            raise TypeError("FastNet: convert the model it was made from, and make a new FastNet")
         return super()._apply(fn, *args)
 
     def plan(self, size):  # of an image: (channels, rows, columns)
