@@ -373,8 +373,8 @@ def gather(block, pixels, images, idx):
 @compiled
 def cross_entropy(gy, y, labels, n):
     "A block's loss, summed, from its logits y [C,IMAGES]; the gradient of the mean over n images goes to gy."
-    gy[:], loss = 0, 0.0  # images that are only there to fill the block have no gradient
-    gy, y = gy.reshape(-1, IMAGES), y.reshape(-1, IMAGES)
+    loss, gy, y = 0.0, gy.reshape(-1, IMAGES), y.reshape(-1, IMAGES)
+    gy[:] = 0  # images that are only there to fill the block have no gradient
     for i, label in enumerate(labels):
         top, total = y[:, i].max(), 0.0  # without its largest logit, no exponential is too large
         for c in range(len(y)):
