@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 
 from slowconv.best import residual_net
 from slowconv.better import FlipShift
+from slowconv.convs import def_device
 from slowconv.data import fashion_mnist, load_images
 from slowconv.training import fit, run_epoch
 
@@ -40,8 +41,8 @@ results, seeds, lr = here / "best.jsonl", 5, 0.02
 board = {  # at most so many numbers: arguments of `residual_net`, epochs, pixels of shift, flips?
     500: {"shape": [4, [8, 2]], "epochs": 60, "shift": 0, "flip": False},
     1000: {"shape": [4, [7, 2], [13, 1]], "epochs": 32, "shift": 0, "flip": False},
-    2000: {"shape": [6, [11, 3], [19, 1]], "epochs": 20, "shift": 0, "flip": False},
-    5274: {"shape": [8, [16, 4], [28, 2]], "epochs": 32, "shift": 1, "flip": True},
+    2000: {"shape": [6, [11, 3], [19, 1]], "epochs": 40, "shift": 0, "flip": False},
+    5274: {"shape": [8, [16, 4], [28, 2]], "epochs": 40, "shift": 1, "flip": False},
 }
 
 
@@ -70,7 +71,7 @@ def train(limit, seed, out):
     rest = {"sched": sched, "checkpoint": saved, "log": lambda line: None}
     fit(row["epochs"], augmented, F.cross_entropy, opt, *dls, **rest)
     seconds = round(time.perf_counter() - begin)
-    note = {"limit": limit, "seed": seed, "seconds": seconds, "threads": 1}
+    note = {"limit": limit, "seed": seed, "seconds": seconds, "threads": 1, "device": def_device}
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
     save_file(weights, path, {k: str(v) for k, v in note.items()})
     saved.unlink()
@@ -99,7 +100,9 @@ def test(out, limits):
             model = residual_net(*board[limit]["shape"])
             model.load_state_dict(load_file(path))
             with safe_open(path, "pt") as file:
-                note = {k: int(file.metadata()[k]) for k in ("limit", "seed", "seconds", "threads")}
+                said = file.metadata()
+            note = {k: int(said[k]) for k in ("limit", "seed", "seconds", "threads")}
+            note["device"] = said.get("device", "cpu")
             loss, accuracy = run_epoch(model, F.cross_entropy, valid)
             line = {"step": "test", "numbers": numbers(model), **board[limit], **note}
             common.add_run(results, line | {"accuracy": accuracy, "loss": loss})
