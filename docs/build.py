@@ -263,6 +263,7 @@ def build(out):
     # a download is the notebook itself, with what the page hides, and lies beside its page
     for path in [nbs / "index.ipynb", *notebooks()]:
         shutil.copy(path, html / path.relative_to(root))
+    shutil.copy(root / "LICENSE", html / "LICENSE.txt")  # each page leads to it
     for source_map in (html / "_static").rglob("*.map"):
         source_map.unlink()
     picture = Image.open(next((docs / "images").glob("*.png"))).convert("RGB")

@@ -79,12 +79,12 @@ html_theme_options = {
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "github-dark"
 
-# with an address in [project.urls]: a social card, a 404 page for every folder, a button for Colab
+# with an address in [project.urls]: a social card, a sitemap, a 404 page for every folder, a button for Colab
 urls = pyproject["project"].get("urls", {})
 html_baseurl = urls.get("Documentation", "")
 github = re.compile(r"https://github\.com/([^/]+/[^/]+)$")
 repository = next((m[1] for u in urls.values() if (m := github.match(u))), None)
-html_context = {"repository": repository}
+html_context = {"repository": repository, "licence": settings["license"]}
 
 
 def in_link(node):
@@ -147,7 +147,17 @@ def finish(app, pagename, templatename, context, doctree):
         context["metatags"] = context.get("metatags", "") + tags
 
 
+def write_sitemap(app, error):
+    if (base := app.config.html_baseurl) and not error:
+        pages = sorted(app.env.found_docs - {"404"})
+        places = "".join(f"<url><loc>{base}{page}.html</loc></url>\n" for page in pages)
+        head = '<?xml version="1.0" encoding="UTF-8"?>\n'
+        head += '<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'
+        (Path(app.outdir) / "sitemap.xml").write_text(f"{head}{places}</urlset>\n", "utf-8")
+
+
 def setup(app):
     app.add_post_transform(Links)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("html-page-context", finish, priority=900)
+    app.connect("build-finished", write_sitemap)

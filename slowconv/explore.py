@@ -12,6 +12,7 @@ import html
 import io
 import json
 import re
+from functools import partial
 from importlib.resources import files
 
 import torch
@@ -33,42 +34,48 @@ usual_kernels = {
 }
 
 # %% ../nbs/91_explore.ipynb #19f9cd45
-def _matrix(a, what="kernel", most=7):
-    "float32 [h,w] of finite numbers; axes of length 1 in front are taken away."
+def _matrix(a, what="kernel", most=7, c=1):
+    "float32 [h,w], or [c,h,w], of finite numbers; axes of length 1 in front are taken away."
     a = torch.as_tensor(a).detach().cpu().float()
     while a.ndim > 2 and a.shape[0] == 1:
         a = a[0]
-    if a.ndim != 2 or not 1 <= min(a.shape) <= max(a.shape) <= most:
-        raise ValueError(f"ConvExplorer: {what} has shape {[*a.shape]}; give [h,w] up to {most}")
+    form = "[h,w]" if c == 1 else f"[{c},h,w]"
+    fits = a.ndim == form.count(",") + 1 and a.shape[:-2].numel() == c
+    if not fits or not 1 <= min(a.shape[-2:]) <= max(a.shape[-2:]) <= most:
+        raise ValueError(f"ConvExplorer: {what} has shape {[*a.shape]}; give {form} up to {most}")
     if not a.isfinite().all():
         raise ValueError(f"ConvExplorer: {what} holds {a[~a.isfinite()][0]}; expected numbers")
     return a
 
 
-def _images(image):
-    "A list of grey images from one image, a list of them, or a tensor [N,H,W] or [N,1,H,W]."
+def _images(image, c):
+    "A list of images of c channels from one image, a list of them, or a tensor [N,H,W] or [N,c,H,W]."
     shape = list(getattr(image, "shape", ()))
     several = len(shape) == 4 or len(shape) == 3 and not {shape[0], shape[-1]} & {1, 3, 4}
     if several or isinstance(image, list | tuple):
         if not 1 <= len(image) <= 24:
             raise ValueError(f"ConvExplorer: {len(image)} images; from 1 to 24 can be shown")
-        return [im for one in image for im in _images(one)]
+        return [im for one in image for im in _images(one, c)]
     a = torch.as_tensor(as_image(image, "ConvExplorer").copy())
-    if a.ndim == 3:
-        hint = "has colours; give img.mean(0), or img.convert('L') for PIL"
+    if a.ndim == 3 and c == 1:
+        hint = "has colours; give img.mean(0), img.convert('L') for PIL, or a kernel [3,h,w]"
         raise ValueError(f"ConvExplorer: an image of shape {shape or [*a.shape]} {hint}")
-    return [_matrix(a / 255 if a.dtype == torch.uint8 else a, "the image", 64)]
+    a = a.movedim(-1, 0) if a.ndim == 3 else a
+    return [_matrix(a / 255 if a.dtype == torch.uint8 else a, "the image", 64, c)]
 
 # %% ../nbs/91_explore.ipynb #a1100007
-all_panels = ("kernels", "products", "stride", "padding", "dilation", "size", "bias", "matrix")
+all_panels = tuple(
+    "kernels products stride padding dilation size bias matrix channels transposed".split()
+)
 
 
 def _choices(kernel, kernels, panels):
     "The kernels to choose from, by name."
     if unknown := set(panels) - set(all_panels):
         raise ValueError(f"ConvExplorer: panels {unknown}; there are {', '.join(all_panels)}")
-    named = {name: _matrix(k, f"kernels[{name!r}]") for name, k in (kernels or {}).items()}
-    if "kernels" in panels:
+    c = 3 if kernel.ndim == 3 else 1
+    named = {name: _matrix(k, f"kernels[{name!r}]", c=c) for name, k in (kernels or {}).items()}
+    if "kernels" in panels and c == 1:
         named = named | usual_kernels | named
     known = any(torch.equal(kernel, k) for k in named.values())
     return named if known else {"given": kernel} | named
@@ -98,10 +105,11 @@ def _data(e):
         levels = (im * 255).round().clamp(0, 255)
         key, data = ("u8", levels.byte()) if torch.equal(levels / 255, im) else ("f32", im)
         code = base64.b64encode(data.numpy().tobytes()).decode()
-        images.append({"title": str(title), "h": im.shape[0], "w": im.shape[1], key: code})
+        images.append({"title": str(title), "h": im.shape[-2], "w": im.shape[-1], key: code})
     kernels = [{"title": str(title), "rows": k.tolist()} for title, k in e.kernels.items()]
     chosen = [torch.equal(e.kernel, k) for k in e.kernels.values()].index(True)
     start = {"kernel": chosen, "row": e.at[0], "col": e.at[1], **e.settings}
+    start["transposed"] = e.transposed
     return {"images": images, "kernels": kernels, "panels": e.panels, **start}
 
 # %% ../nbs/91_explore.ipynb #a1100013
@@ -109,69 +117,106 @@ def _note(e):
     "What is said below the picture."
     said = [f"{name} {v}" for name, v in e.settings.items() if name in e.panels]
     said += ["dots: the middles of all windows; dashed: the next window"] * ("stride" in e.panels)
-    said += [f"striped: {(~e.seen).sum()} pixels that no window reads"] * (not e.seen.all())
+    never = "the kernel never reaches" if e.transposed else "no window reads"
+    said += [f"striped: {(~e.seen).sum()} pixels that {never}"] * (not e.seen.all())
     said += [f"kernels to choose from: {', '.join(map(str, e.kernels))}"] * (len(e.kernels) > 1)
     return "; ".join(said)
 
 
 def _text(e):
     "What a screen reader says of the picture."
-    (h, w), (kh, kw), (mh, mw) = e.images[0].shape, e.kernel.shape, e.map.shape
+    (h, w), (kh, kw), (mh, mw) = e.images[0].shape[-2:], e.kernel.shape[-2:], e.map.shape
+    kind, out = (
+        ("transposed convolution", "output") if e.transposed else ("convolution", "feature map")
+    )
+    channels, each = (" in three channels", " for each") if e.kernel.ndim == 3 else ("", "")
+    framed = "The framed pixel is" if e.transposed else "The framed window's answer is"
     note = _note(e)
     return (
-        f"A convolution: an image of {h} by {w} pixels, a kernel of {kh} by {kw} numbers, and their "
-        f"feature map of {mh} by {mw}. The framed window's answer is {e.map[e.at]:z.2f}."
+        f"A {kind}: an image of {h} by {w} pixels{channels}, a kernel of {kh} by {kw} numbers{each}, and "
+        f"their {out} of {mh} by {mw}. {framed} {e.small[e.at]:z.2f}."
     ) + f" {note[:1].upper()}{note[1:]}." * bool(note)
 
 # %% ../nbs/91_explore.ipynb #a1100022
-def _draw_image(e, ax, **greys):
-    (row, col), (stride, p, dilation), (h, w) = e.at, e.settings.values(), e.images[0].shape
-    padded = F.pad(e.images[0], (p,) * 4, value=torch.nan)
-    show_image(padded, ax, f"image, {h} × {w}", **greys)
-    draw_frame(ax, 0, 0, *padded.shape, **hatched)
+def _draw_windows(e, ax, big, draw):
+    (row, col), (stride, p, dilation) = e.at, e.settings.values()
+    whole = big.ndim == e.images[0].ndim
+    if big.ndim == 3:  # red, green, blue, and no ink in the padding
+        big = torch.cat([big, torch.ones_like(big[:1])])
+    draw(F.pad(big, (p,) * 4, value=0 if big.ndim == 3 else torch.nan), ax)
+    h, w = (n + 2 * p for n in big.shape[-2:])
+    draw_frame(ax, 0, 0, h, w, **hatched)
     for y, x in (~e.seen).nonzero().tolist():
         draw_frame(ax, y + p, x + p, ec="#7a35d8", lw=0, hatch="////")
-    size = [dilation * (k - 1) + 1 for k in e.kernel.shape]
-    if "stride" in e.panels:
-        y, x = torch.cartesian_prod(*map(torch.arange, e.map.shape)).T * stride
+    size = [dilation * (k - 1) + 1 for k in e.kernel.shape[-2:]]
+    if "stride" in e.panels and whole:
+        y, x = torch.cartesian_prod(*map(torch.arange, e.small.shape)).T * stride
         middles = x + (size[1] - 1) / 2, y + (size[0] - 1) / 2
-        ax.scatter(*middles, s=1600 / padded.numel(), c="tab:orange")
-        if col + 1 < e.map.shape[1]:
+        ax.scatter(*middles, s=1600 / (h * w), c="tab:orange")
+        if col + 1 < e.small.shape[1]:
             draw_frame(ax, row * stride, (col + 1) * stride, *size, ls="--")
     draw_frame(ax, row * stride, col * stride, *size)
 
 
-def _draw_map(e, ax):
-    (h, w), (mh, mw), p = e.images[0].shape, e.map.shape, e.settings["padding"]
-    left, vmax = (mw - w - 1) / 2 - p, e.map.abs().max().item()
-    show_map(e.map, ax, f"feature map, {mh} × {mw}")
+def _draw_places(e, ax, small, draw):
+    (h, w), p = e.seen.shape, e.settings["padding"]
+    left = (small.shape[-1] - w - 1) / 2 - p
+    draw(small, ax)
+    draw_frame(ax, 0, 0, *small.shape, ec="0.6", lw=1)
     draw_frame(ax, *e.at)
     ax.axis((left, left + w + 2 * p, h + 2 * p - 0.5, -0.5))
-    bar = {"location": "bottom", "shrink": 0.7, "aspect": 30, "panchor": False}
-    ax.figure.colorbar(ax.images[0], ax=ax, ticks=(-vmax, 0, vmax), format="{x:.2f}", **bar)
+
+
+def _draw_pair(e, axs, image, fmap, titles):
+    "Image and map, all of it or one channel's; all of them on the same two scales."
+    low, high, vmax = e.images[0].min().item(), e.images[0].max().item(), e.vmax
+    grey = partial(show_image, title=titles[0], vmin=min(low, 0), vmax=max(high, 1))
+    views = [(axs[0], image, grey), (axs[1], fmap, partial(show_map, title=titles[1], vmax=vmax))]
+    big, small = views[::-1] if e.transposed else views
+    _draw_windows(e, *big)
+    _draw_places(e, *small)
 
 # %% ../nbs/91_explore.ipynb #a1100026
 def _png(e):
     "What the panels show when they open, as a PNG."
-    rows = {"iiiikkkmmmm": 1.8, "iiiipppmmmm" if "products" in e.panels else "iiii...mmmm": 1.8}
-    rows |= {"s" * 11: 0.8} if "matrix" in e.panels else {}
+    image, kernel, at = e.images[0], e.kernel, e.at[0] * e.small.shape[1] + e.at[1]
+    channels = {"red": "rRx", "green": "gGy", "blue": "bBz"} if image.ndim == 3 else {}
+    rows = {} if channels else {"iiiikkkmmmm": 1.8}
+    rows["iiiipppmmmm" if "products" in e.panels else "iiii...mmmm"] = 1.8
+    rows |= {4 * i + 3 * k + 4 * m: 1.2 for i, k, m in channels.values()}
+    rows |= {"s" * 11: 0.8} if "matrix" in e.panels and not e.transposed else {}
     fig = Figure(figsize=(7.6, sum(rows.values())), dpi=100, layout="constrained")
     grid = {"height_ratios": [*rows.values()], "subplot_kw": {"anchor": "N"}}
     axs = fig.subplot_mosaic("\n".join(rows), **grid)
     fig.supxlabel(_note(e), fontsize=10, wrap=True)
-    image, kernel, at = e.images[0], e.kernel, e.at[0] * e.map.shape[1] + e.at[1]
-    greys = {"vmin": min(image.min().item(), 0), "vmax": max(image.max().item(), 1)}
-    columns = F.unfold(image[None], kernel.shape, **e.settings)
-    signed = show_numbers if max(kernel.shape) < 4 else show_map
-    _draw_image(e, axs["i"], **greys)
-    signed(kernel.round(decimals=2), axs["k"], f"kernel, sum {round(kernel.sum().item(), 2):zg}")
-    _draw_map(e, axs["m"])
+    (h, w), (mh, mw), ticks = image.shape[-2:], e.map.shape, (-e.vmax, 0, e.vmax)
+    titles = f"image, {h} × {w}", f"{'output' if e.transposed else 'feature map'}, {mh} × {mw}"
+    _draw_pair(e, (axs["i"], axs["m"]), image, e.map, titles)
+    bar = {"location": "bottom", "shrink": 0.7, "aspect": 30, "panchor": False}
+    fig.colorbar(axs["m"].images[0], ax=axs["m"], ticks=ticks, format="{x:.2f}", **bar)
+    signed = show_numbers if max(kernel.shape[-2:]) < 4 else show_map
+    for q, (hue, (i, k, m)) in enumerate(channels.items()):
+        titles = f"{hue} channel", "+ its map" if q else "its map"
+        _draw_pair(e, (axs[i], axs[m]), image[q], e.parts[q], titles)
+        signed(kernel[q].round(decimals=2), axs[k], "its slice", vmax=kernel.abs().max().item())
+    if "k" in axs:
+        title = f"kernel, sum {round(kernel.sum().item(), 2):zg}"
+        signed(kernel.round(decimals=2), axs["k"], title)
+    if not e.transposed:
+        columns = F.unfold(image.view(1, -1, h, w), kernel.shape[-2:], **e.settings)[0]
     if "p" in axs:
-        products = (columns[:, at].view_as(kernel) * kernel).round(decimals=2)
-        signed(products, axs["p"], f"products, sum {e.map[e.at]:z.2f}")
+        title = f"{'maps' if channels else 'products'}, sum {e.map[e.at]:z.2f}"
+        if channels:
+            products = e.parts[:, *e.at][None]
+        elif e.transposed:
+            products, title = image[e.at] * kernel, "what the pixel puts down"
+        else:
+            products = columns[:, at].view_as(kernel) * kernel
+        signed(products.round(decimals=2), axs["p"], title)
     if "s" in axs:
+        grey = {"vmin": min(image.min().item(), 0), "vmax": max(image.max().item(), 1)}
         title = f"all {e.map.numel()} windows, a column each"
-        show_image(columns, axs["s"], title, aspect="auto", **greys)
+        show_image(columns, axs["s"], title, aspect="auto", **grey)
         draw_frame(axs["s"], 0, at, len(columns))
     for text in [text for ax in axs.values() for text in ax.texts]:
         text.set_size(8)
@@ -183,7 +228,9 @@ def _png(e):
 def _html(e):
     "The element with its data and its still picture, and the script that brings it to life."
     text = files("slowconv").joinpath("explorer.html").read_text(encoding="utf-8")
-    text = re.sub(r"^\s*(//.*\n)?", "", re.sub(r"<!--.*?-->", "", text, flags=re.S), flags=re.M)
+    text = re.sub(
+        r"^\s*(//.*\n)?", "", re.sub(r"<!--.*?-->|/\*.*?\*/", "", text, flags=re.S), flags=re.M
+    )
     name = f"slowconv-explorer-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     markup, script = text.split("<script>")
     script = script.replace("MARKUP", json.dumps(markup.strip())).replace("NAME", json.dumps(name))
@@ -200,27 +247,40 @@ class ConvExplorer:
 
     def __init__(
         self,
-        image,  # grey: tensor, array or PIL, [H,W] or [1,H,W]; several as a list, [N,H,W] or [N,1,H,W]
-        kernel,  # tensor [h,w], sides from 1 to 7
+        image,  # tensor, array or PIL, [H,W] or [c,H,W]; several as a list, [N,H,W] or [N,c,H,W]
+        kernel,  # tensor [h,w], sides from 1 to 7; [3,h,w] for an image in colours
         stride=1,  # pixels from one window to the next, 1 to 9
         padding=0,  # zeros on each side of the image, 0 to 9
         dilation=1,  # pixels from one tap of the kernel to the next, 1 to 9
         *,
+        transposed=False,  # each pixel puts the kernel down, as in `F.conv_transpose2d`?
         titles=None,  # a name for each image
         kernels=None,  # dict from name to kernel: further ones to choose from
         panels=all_panels,  # what to show beside image, kernel and map; "kernels": the usual ones
         at=None,  # (row, col) of the map to open on
     ):
-        self.images, self.kernel, self.panels = _images(image), _matrix(kernel), list(panels)
+        kernel = torch.as_tensor(kernel)
+        kernel = kernel[0] if kernel.ndim == 4 and len(kernel) == 1 else kernel
+        c = 3 if "channels" in panels and kernel.ndim == 3 and len(kernel) == 3 else 1
+        self.images, self.kernel = _images(image, c), _matrix(kernel, c=c)
+        self.panels = [p for p in panels if p != ("channels" if c == 1 else "transposed")]
         n = len(self.images)
         self.titles = [f"image {i}" for i in range(n)] if titles is None else list(titles)
         if len(self.titles) != n:
             raise ValueError(f"ConvExplorer: {len(self.titles)} titles for {n} images")
+        if transposed and c > 1:
+            raise ValueError("ConvExplorer: transposed=True is for one channel")
         self.kernels = _choices(self.kernel, kernels, panels)
         self.settings = _settings(stride=stride, padding=padding, dilation=dilation)
-        self.map = F.conv2d(self.images[0][None], self.kernel[None, None], **self.settings)[0]
-        self.at = _start(self.map, at)
-        ones = torch.ones(self.kernel.numel(), self.map.numel())
-        self.seen = F.fold(ones, self.images[0].shape, self.kernel.shape, **self.settings)[0] > 0
+        self.transposed = transposed
+        convolve = F.conv_transpose2d if transposed else F.conv2d
+        x, w = (a.view(1, c, *a.shape[-2:]) for a in (self.images[0], self.kernel))
+        self.parts = convolve(x, w.transpose(0, 1), groups=c, **self.settings)[0]
+        self.map = self.parts.sum(0)
+        self.vmax = torch.cat([self.parts, self.map[None]]).abs().max().item()
+        self.small, big = (x[0, 0], self.map) if transposed else (self.map, x[0, 0])
+        self.at = _start(self.small, at)
+        ones = torch.ones(self.kernel.numel() // c, self.small.numel())
+        self.seen = F.fold(ones, big.shape, self.kernel.shape[-2:], **self.settings)[0] > 0
 
     __repr__, _repr_png_, _repr_html_ = _text, _png, _html

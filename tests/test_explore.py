@@ -22,10 +22,11 @@ from slowconv.explore import all_panels, usual_kernels
 names = "stride", "padding", "dilation"
 
 
-def conv2d(image, kernel, **settings):
+def conv2d(image, kernel, transposed=False, **settings):
     "The map as torch has it, in double precision."
-    x, w = torch.as_tensor(image).double(), torch.as_tensor(kernel).double()
-    return F.conv2d(x[None, None], w[None, None], **settings)[0, 0]
+    x, w = (torch.as_tensor(a).double() for a in (image, kernel))
+    x, w = (a.view(1, -1, *a.shape[-2:]) for a in (x, w))
+    return (F.conv_transpose2d if transposed else F.conv2d)(x, w, **settings)[0, 0]
 
 
 def embedded(explorer):
@@ -68,6 +69,7 @@ def test_images_in_many_forms(forms, expected):
         ({"stride": 1.5}, "stride=1.5; expected a whole number from 1 to 9"),
         ({"padding": -1}, "padding=-1; expected a whole number from 0 to 9"),
         ({"titles": ["a", "b"]}, "2 titles for 1 images"),
+        ({"kernel": torch.rand(3, 3, 3)}, r"the image has shape \[8, 8\]; give \[3,h,w\]"),
         ({"at": (0, -1)}, r"at=\(0, -1\); the map has shape \[6, 6\]"),
     ],
 )
@@ -206,10 +208,12 @@ class Page:
     def check(self):
         "The map shown is the one that torch computes of what is shown."
         s = self.state
-        expected = conv2d(s["image"], s["kernel"], **{k: s[k] for k in names}) + s["bias"]
+        expected = conv2d(s["image"], s["kernel"], s["transposed"], **{k: s[k] for k in names})
+        expected = expected + s["bias"]
         expected = expected.relu() if s["relu"] else expected
         torch.testing.assert_close(torch.tensor(s["map"]).double(), expected, rtol=1e-6, atol=1e-6)
-        assert abs(s["sum"] - expected[s["row"], s["col"]]) < 1e-6
+        if not s["transposed"]:
+            assert abs(s["sum"] - expected[s["row"], s["col"]]) < 1e-6
         return s
 
 
@@ -235,36 +239,43 @@ def settings(n):
     for i in range(n):
         most = (5, 4, 4) if i % 3 else (9, 9, 9)
         s = {k: choose(int(k != "padding"), m) for k, m in zip(names, most, strict=True)}
-        s |= {"bias": choose(-18, 18) / 2, "relu": i % 5 == 0}
+        s |= {"bias": choose(-18, 18) / 2, "relu": i % 5 == 0, "transposed": i % 4 == 1}
         shapes = (choose(1, 40), choose(1, 40)), (choose(1, 7), choose(1, 7))
+        shapes = [(3, *shape) if i % 4 == 2 else shape for shape in shapes]
         yield s | {
             part: (torch.randn(shape) * 10 ** choose(-2, 2 if i % 7 else 7)).tolist()
             for part, shape in zip(("image", "kernel"), shapes, strict=True)
         }
 
 
-def test_the_map_is_that_of_conv2d_on_300_settings(show):
+def test_the_map_is_that_of_torch_on_300_settings(show):
+    "One channel, three, and transposed."
     page = show(ConvExplorer(ramp, torch.ones(1, 1), panels=["products"]))
     cases = list(settings(300))
-    each = "c => { el.set(c); const { map, unread, size } = el.state; return [map, unread, size] }"
+    each = "c => { el.set(c); const s = el.state; return [s.map, s.unread, s.size, s.parts] }"
     page.js("document.body.hidden = true")  # nothing is drawn, which takes longer than all else
     shown = page.js(f"return arguments[1].map({each})", cases)
     empty = 0
-    for case, (got, unread, size) in zip(cases, shown, strict=True):
+    for case, (got, unread, size, parts) in zip(cases, shown, strict=True):
         image, kernel = (torch.tensor(case[name]).double() for name in ("image", "kernel"))
-        x, s = torch.zeros_like(image, requires_grad=True), {k: case[k] for k in names}
+        image, kernel = (a.view(-1, *a.shape[-2:]) for a in (image, kernel))
+        s = {k: case[k] for k in (*names, "transposed")}
         try:
-            expected = conv2d(image, kernel, **s) + case["bias"]
-        except RuntimeError:  # the kernel is larger than the image
+            alone = [conv2d(*pair, **s) for pair in zip(image, kernel, strict=True)]
+        except RuntimeError:  # the kernel is larger than the image, the padding than the output
             empty += 1
             assert got == [] and size == [0, 0]
             continue
+        expected = conv2d(image, kernel, **s) + case["bias"]
         expected = expected.relu() if case["relu"] else expected
-        atol = 1e-6 * expected.abs().max().item()
-        torch.testing.assert_close(torch.tensor(got).double(), expected, rtol=1e-5, atol=atol)
+        atol = 1e-6 * max(a.abs().max().item() for a in (expected, *alone))
+        for a, b in zip((got, *parts), (expected, *alone), strict=True):
+            torch.testing.assert_close(torch.tensor(a).double(), b, rtol=1e-5, atol=atol)
         # a pixel that is never read has no gradient
-        conv2d(x, torch.ones_like(kernel), **s).sum().backward()
-        zero = x.grad == 0
+        x, ones = torch.zeros_like(image[0], requires_grad=True), torch.ones_like(kernel[0])
+        y = conv2d(x + 1, ones, **s)
+        y.sum().backward()
+        zero = (y if case["transposed"] else x.grad) == 0
         assert unread["rows"] == zero.all(1).nonzero().flatten().tolist()
         assert unread["cols"] == zero.all(0).nonzero().flatten().tolist()
     assert 5 < empty < 100
@@ -319,6 +330,57 @@ def test_size_bias_and_relu(show):
     assert page.js("return $('sum-text').textContent").endswith("after ReLU")
 
 
+def test_several_channels_each_with_its_slice_and_its_map(show):
+    image = torch.zeros(3, 5, 9)
+    image[0, 2:, 1:4] = image[:, 2:, 5:8] = 1  # a red block and a white one
+    slices = torch.stack([top_edge, -top_edge, torch.zeros(3, 3)])
+    page = show(ConvExplorer(image, slices, panels=["channels", "products"], at=(0, 5)))
+    state = page.check()
+    assert state["products"] == [3, -3, 0] and state["sum"] == 0
+    page.js(
+        "root.querySelectorAll('#weights input')[10].id = 'weight'"
+    )  # the green slice's upper middle
+    page.keys("weight", Keys.CONTROL, "a", Keys.NULL, "-2")
+    assert page.check()["kernel"][1] == [[1, -2, 1], [0, 0, 0], [-1, -1, -1]]
+    assert "Maps: 3, −3, 0. Sum: 0." in page.state["text"]
+    page.click("reset")
+    page.click("draw")
+    page.drag("image", (0.5 / 9, 0.5 / 5), (8.5 / 9, 0.5 / 5))  # white, which the sum doesn't see
+    drawn = page.check()
+    assert drawn["image"][1][0] == [1.0] * 9 and drawn["map"] == state["map"]
+    names = "return [...root.querySelectorAll('#weights canvas')].map(c => c.ariaLabel)"
+    assert (
+        page.js(names)[3] == "The green channel's map of 3 rows and 7 columns. Row 0, column 5: 0"
+    )
+
+
+def test_transposed_each_pixel_puts_the_kernel_down(show):
+    kernel = torch.arange(1.0, 10).view(3, 3)
+    image = torch.tensor([[1.0, 0], [0, 2]])
+    page = show(ConvExplorer(image, kernel, stride=2, transposed=True, at=(1, 1)))
+    assert page.check()["size"] == [5, 5]
+    assert page.state["products"] == (2 * kernel).flatten().tolist()
+    shown = page.js("return $('products').innerText.split('\\n').slice(0, 3)")
+    assert [s for s in shown if s] == ["2 · 1", "2", "of 11"]  # 9 is there already
+    page.keys("map", Keys.ARROW_UP)
+    said = "Row 0, column 1 of the image. Window: rows 0 to 2, columns 2 to 4 of the output."
+    assert said in page.check()["text"]
+    page.drag(
+        "map", (0.5 / 5, 4.5 / 5)
+    )  # the kernel in this corner is that of the lower left pixel
+    assert (page.state["row"], page.state["col"]) == (1, 0)
+    page.drag("image", (0.9, 0.1))
+    assert (page.state["row"], page.state["col"]) == (0, 1)
+    page.change("stride", 4)
+    assert page.check()["unread"] == {"rows": [3], "cols": [3]}
+    assert "Never reached: row 3 and column 3." in page.js("return $('unread').textContent")
+    page.change("padding", 4)
+    assert "the padding takes it all away" in page.state["text"]
+    page.click("transposed")
+    page.change("size", 2)
+    assert page.check()["size"] == [3, 3] and not page.state["transposed"]
+
+
 wrong = {
     "1,5": "“1,5” has a comma. Write a point.",
     "1e9": "“1e9” is too large. The most is",
@@ -369,19 +431,23 @@ def test_no_number_is_cut(show):
 
 
 def test_only_the_named_panels_are_seen(show):
-    parts = dict(zip(all_panels, all_panels, strict=True))
-    parts |= {"products": "number", "matrix": "unrolled"}
+    parts = {p: f"#{p}" for p in all_panels}
+    parts |= {"products": "#number", "matrix": "#unrolled", "channels": "#weights canvas"}
     choices = [(), ("products", "stride"), ("matrix",), ("padding", "size"), ("dilation", "bias")]
-    image = torch.rand(9, 9)
-    first = show(*(ConvExplorer(image, top_edge, panels=panels, at=(0, 0)) for panels in choices))
+    choices += [("channels",), ("transposed", "bias")]
+    given = {p: (torch.rand(3, 9, 9), torch.rand(3, 3, 3)) for p in choices if "channels" in p}
+    given = [given.get(p, (torch.rand(9, 9), top_edge)) for p in choices]
+    panels = zip(given, choices, strict=True)
+    first = show(*(ConvExplorer(*pair, panels=p, at=(0, 0)) for pair, p in panels))
     for i, panels in enumerate(choices):
         page = Page(first.browser, i)
-        seen = "return !!$(arguments[1])?.getClientRects().length"
+        seen = "return !!root.querySelector(arguments[1])?.getClientRects().length"
         assert {p for p in all_panels if page.js(seen, parts[p])} == set(panels)
         # the formula speaks of what can be set, and the next window of the stride
-        assert page.js(seen, "formula") == bool(set(panels) - {"products", "matrix"})
+        sized = {"stride", "padding", "dilation", "size"}
+        assert page.js(seen, "#formula") == bool(set(panels) & sized)
         assert ("1·(3" in page.js("return $('formula').textContent")) == ("dilation" in panels)
-        assert page.js("return !$('next').hidden") == ("stride" in panels)
+        assert page.js(seen, "#next") == ("stride" in panels)
         page.keys("map", Keys.ARROW_DOWN)
         assert page.check()["row"] == 1
 
@@ -402,7 +468,7 @@ def test_a_dot_in_each_middle_and_stripes_where_nothing_is_read(show):
     page = show(ConvExplorer(torch.zeros(8, 8), top_edge, stride=2, at=(0, 0)), width=360)
     for p, middles, never in ((0, {1, 3, 5}, {7}), (1, {1, 3, 5, 7}, set())):
         page.change("padding", p)
-        said = "row 7 and column 7" if never else "every row and every column is read"
+        said = "row 7 and column 7" if never else "Every pixel is read"
         assert said in page.js("return $('unread').textContent")
         url = page.js("return $('image').toDataURL()").partition(",")[2]
         drawn = Image.open(io.BytesIO(base64.b64decode(url))).convert("RGB")

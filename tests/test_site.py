@@ -6,7 +6,9 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
@@ -134,6 +136,20 @@ def test_no_link_is_dead(site, pages):
             if not there or anchor and target in pages and anchor not in pages[target].ids:
                 dead.append((name, link))
     assert not dead
+
+
+def test_each_page_leads_to_the_licence_and_the_sitemap_to_each_page(pages, tmp_path):
+    for name, page in pages.items():
+        at = name.count("/") * "../" + "LICENSE.txt"
+        assert at in page.links, name
+    conf = spec_from_file_location("conf", root / "docs" / "conf.py")
+    conf.loader.exec_module(module := module_from_spec(conf))
+    config = SimpleNamespace(html_baseurl="https://example.org/")
+    env = SimpleNamespace(found_docs={"index", "nbs/01_kernels", "404"})
+    app = SimpleNamespace(config=config, env=env, outdir=tmp_path)
+    module.write_sitemap(app, None)
+    found = re.findall("<loc>(.*?)</loc>", (tmp_path / "sitemap.xml").read_text())
+    assert found == [f"https://example.org/{d}.html" for d in ("index", "nbs/01_kernels")]
 
 
 def test_nothing_is_loaded_from_outside(site, pages):
