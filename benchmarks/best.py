@@ -1,15 +1,16 @@
 """Accurate networks of few numbers: trained from five seeds each, and tested once.
 
-    python benchmarks/best.py train              # every row of the board: some two hours on two cores
-    python benchmarks/best.py train --only 500   # one row: 20 to 45 minutes
+    python benchmarks/best.py train              # every row of the board: an hour and a half on two cores
+    python benchmarks/best.py train --only 500   # one row: 10 to 30 minutes
     python benchmarks/best.py test               # the only use of the test set; a line in best.jsonl for each
                                                  # network, and slowconv/best.safetensors
 
 A number is what a file needs, with each BatchNorm worked into its convolution. Shapes and recipes were chosen
 on images cut from the training set. What that said is kept in best.jsonl: the lines "choose", for 5,274
 numbers, and "search", from a GPU (40 epochs on 50,000 images, judged by the 10,000 others; "teacher"
-is the share of a larger network's answers in the loss). Rows are trained on all 60,000 images, a network on
-each core. What is there already isn't run again, and an interrupted run goes on after its last epoch.
+is the share of a larger network's answers in the loss). The lines "earlier" are tests of the last two rows
+with other recipes. Rows are trained on all 60,000 images, a network on each core. What is there already isn't
+run again, and an interrupted run goes on after its last epoch.
 """
 
 import os

@@ -116,7 +116,8 @@ def _data(e):
 def _note(e):
     "What is said below the picture."
     said = [f"{name} {v}" for name, v in e.settings.items() if name in e.panels]
-    said += ["dots: the middles of all windows; dashed: the next window"] * ("stride" in e.panels)
+    said += ["dots: the middles of all windows"] * ("stride" in e.panels)
+    said += ["dashed: the next window"] * ("stride" in e.panels and e.at[1] + 1 < e.small.shape[1])
     never = "the kernel never reaches" if e.transposed else "no window reads"
     said += [f"striped: {(~e.seen).sum()} pixels that {never}"] * (not e.seen.all())
     said += [f"kernels to choose from: {', '.join(map(str, e.kernels))}"] * (len(e.kernels) > 1)
@@ -277,7 +278,9 @@ class ConvExplorer:
         x, w = (a.view(1, c, *a.shape[-2:]) for a in (self.images[0], self.kernel))
         self.parts = convolve(x, w.transpose(0, 1), groups=c, **self.settings)[0]
         self.map = self.parts.sum(0)
-        self.vmax = torch.cat([self.parts, self.map[None]]).abs().max().item()
+        steps = {} if transposed else {"stride": 1}  # a number keeps its colour at each stride
+        parts = convolve(x, w.transpose(0, 1), groups=c, **self.settings | steps)[0]
+        self.vmax = torch.cat([parts, parts.sum(0)[None]]).abs().max().item()
         self.small, big = (x[0, 0], self.map) if transposed else (self.map, x[0, 0])
         self.at = _start(self.small, at)
         ones = torch.ones(self.kernel.numel() // c, self.small.numel())

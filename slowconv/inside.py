@@ -121,7 +121,7 @@ def show_shifts(
     show_image(accs, ax, title, frame=True, cmap="Blues", vmin=0, vmax=1.2)
     for (row, col), acc in np.ndenumerate(accs.numpy()):
         weight = "bold" if row == col == len(accs) // 2 else "normal"
-        color = "white" if acc > 0.695 else "black"
+        color = "white" if acc > 0.855 else "black"  # what reads better
         style = {"ha": "center", "va": "center", "size": 10, "weight": weight, "color": color}
         ax.text(col, row, f"{100 * acc:.0f}", **style)
     moves = range(-(len(accs) // 2), len(accs) // 2 + 1)

@@ -302,6 +302,8 @@ def test_the_controls_set_the_map(show):
     size = [out_size(n, 5, 4, 3) for n in (13, 11)]  # a kernel of 3 reaches over 5 pixels
     assert s["size"] == size and f"The map is {size[0]} by {size[1]} now. Row" in s["text"]
     formula = page.js("return $('formula').textContent")
+    note = page.js("return getComputedStyle($('formula').lastChild, '::after').content")
+    assert "rounded\u00a0down" in note
     assert f"⌊(13 + 2·3 − 2·(3 − 1) − 1) / 4⌋ + 1 = ⌊{14 / 4:g}⌋ + 1 = {size[0]}" in formula
     # at its limit a button keeps the focus
     page.change("stride", 9)
@@ -469,7 +471,8 @@ def test_a_dot_in_each_middle_and_stripes_where_nothing_is_read(show):
     for p, middles, never in ((0, {1, 3, 5}, {7}), (1, {1, 3, 5, 7}, set())):
         page.change("padding", p)
         said = "row 7 and column 7" if never else "Every pixel is read"
-        assert said in page.js("return $('unread').textContent")
+        legends = page.js("return $('unread').textContent")
+        assert said in legends and ("Padding: zeros." in legends) == (p > 0)
         url = page.js("return $('image').toDataURL()").partition(",")[2]
         drawn = Image.open(io.BytesIO(base64.b64decode(url))).convert("RGB")
         cell, dots, striped = drawn.width / (8 + 2 * p), set(), set()
@@ -480,6 +483,30 @@ def test_a_dot_in_each_middle_and_stripes_where_nothing_is_read(show):
             striped |= {at} if (tile @ [0, -1, 1]).max() > 60 else set()
         assert dots == {(y, x) for y in middles for x in middles}
         assert striped == {at for i in never for j in range(8) for at in ((i, j), (j, i))}
+        for key, dashed in ((Keys.END, False), (Keys.HOME, True)):
+            page.keys("map", key)
+            said = page.js("return $('next').textContent")
+            assert ("Dashed: the next window." in said) == dashed and "Each dot" in said
+
+
+def test_a_number_keeps_its_colour_at_each_stride(show):
+    image = torch.zeros(8, 8)
+    image[1, 1:4] = 1  # seen by a window at stride 1 alone
+    still = [ConvExplorer(image, torch.ones(3, 3), stride=s, padding=1) for s in (1, 3)]
+    assert [e.vmax for e in still] == [3, 3] and still[1].map.max() == 2
+    page = show(still[1])
+    assert page.js("return $('high').textContent") == "3" and max(page.check()["map"][0]) == 2
+
+
+def test_a_tap_beside_the_windows_highlights_no_pixel(show):
+    page = show(ConvExplorer(torch.rand(8, 8), top_edge, stride=4), width=360)
+    page.drag("image", (7.5 / 8, 6.5 / 8), kind="touch")
+    drawn = "return $('image').toDataURL()"
+    tapped, on = page.js(drawn), page.js("return root.activeElement.id")
+    page.js("$('image').blur()")
+    assert on == "image" and page.js(drawn) == tapped and page.state["col"] == 1
+    page.keys("image", Keys.ARROW_DOWN)  # the keyboard's pen is highlighted
+    assert page.js(drawn) != tapped
 
 
 def test_no_window_fits(show):

@@ -274,6 +274,16 @@ def test_pages_have_no_barriers(browser, site, pages, width):
     assert not wrong
 
 
+def test_the_contents_close_when_one_is_chosen(browser, site):
+    browser.open(site.as_uri() + "/" + lessons[0], 360)
+    chosen = """const toc = document.getElementById('__toc');
+        toc.click();
+        const open = toc.checked;
+        document.querySelector('.toc-drawer a[href="#summary"]').click();
+        return [open, toc.checked, location.hash];"""
+    assert browser.run(chosen) == [True, False, "#summary"]
+
+
 def test_the_explorer_answers_the_keyboard(browser, site):
     "On the page of lesson 01, at a phone's width: arrow keys move the window, and the sum is the right one."
     browser.open(site.as_uri() + "/" + lessons[0], 400)
