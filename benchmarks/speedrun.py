@@ -1,6 +1,6 @@
 """From images in memory to an accuracy of 0.90, in seconds: lesson 14, a chain of changes to lesson 04.
 
-    python benchmarks/speedrun.py choose      # three runs of each row: two minutes on two cores
+    python benchmarks/speedrun.py choose      # five runs of each row: three minutes on two cores
     python benchmarks/speedrun.py run         # 20 runs of the last two rows: seven minutes at rest
     python benchmarks/speedrun.py run --save  # and its tables go into benchmarks/README.md
 
@@ -174,14 +174,14 @@ def run(path, runs, save):
 @call_parse
 def main(
     what: str,  # choose or run
-    runs: int = 0,  # of each row; 3 to choose and 20 to run without it
+    runs: int = 0,  # of each row; 5 to choose and 20 to run without it
     out: str = "",  # where the runs go; beside this script without it
     save: bool = False,  # run: keep its lines, and put its tables into benchmarks/README.md
 ):
     "Choose or run."
     path = Path(out) if out else Path(__file__).with_suffix(".jsonl")
     if what == "choose":
-        choose(path, runs or 3)
+        choose(path, runs or 5)
     elif what == "run":
         run(path, runs or 20, save)
     else:
