@@ -14,13 +14,13 @@ from pathlib import Path
 import common
 import torch
 import torch.nn.functional as F
+from best import lr, numbers
 from common import bs, here
 from fastcore.script import call_parse
 from torch import nn, optim
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
-from best import lr, numbers
 from slowconv.best import Residual, separable
 from slowconv.better import FlipShift, Normalize, pooled_head, with_batchnorm
 from slowconv.convs import conv, def_device, init_weights
