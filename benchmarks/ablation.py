@@ -25,6 +25,7 @@ from slowconv.best import Residual, separable
 from slowconv.better import FlipShift, Normalize, pooled_head, with_batchnorm
 from slowconv.convs import conv, def_device, init_weights
 from slowconv.data import load_images
+from slowconv.training import accuracy
 
 results = here / "ablation.jsonl"
 plain = {"epochs": 20, "shift": 0, "flip": False, "smoothing": 0.0, "teacher": 0.0}
@@ -168,10 +169,9 @@ def train(
 
 
 @torch.no_grad()
-def accuracy(model, images, labels):
-    pairs = zip(images.split(1000), labels.split(1000), strict=True)
-    right = [(model(x[:, None].float() / 255).argmax(1) == y).sum().item() for x, y in pairs]
-    return round(sum(right) / len(labels), 4)
+def judge(model, images, labels):  # accuracy
+    logits = [model(x[:, None].float() / 255) for x in images.split(1000)]
+    return round(accuracy(labels, torch.cat(logits)).item(), 4)
 
 
 def teach(images, labels, epochs=14):
@@ -211,10 +211,10 @@ def main(
         sys.exit(f"ablation: {out.name} has them all")
     teacher = teach(*ours) if any(config["teacher"] for *_, config in todo) else None
     if teacher:
-        print(f"the teacher's accuracy: {accuracy(teacher, *others)}")
+        print(f"the teacher's accuracy: {judge(teacher, *others)}")
     for limit, name, seed, config in tqdm(todo, "networks"):
         model, (state, averaged) = train(config, seed, *ours, teacher)
         line = {"limit": limit, "name": name, "seed": seed, **config, "numbers": needed(model)}
-        line["accuracy"] = accuracy(model, *others)
+        line["accuracy"] = judge(model, *others)
         torch._foreach_copy_(state, averaged)
-        common.add_run(out, line | {"averaged": accuracy(model, *others)})
+        common.add_run(out, line | {"averaged": judge(model, *others)})
