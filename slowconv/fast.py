@@ -13,11 +13,9 @@ except ImportError as e:
     raise ImportError("slowconv.fast needs Numba: pip install 'slowconv[fast]'") from e
 
 import math
-import os
 import timeit
 from collections import namedtuple
 from functools import lru_cache
-from operator import attrgetter
 from threading import Lock
 
 import numpy as np
@@ -83,12 +81,11 @@ def load(ctx, array, i, step, rows, lanes):
     tile = Tile(array.dtype, rows.count, lanes.count)
 
     def write(context, builder, sig, args):
-        n, vector = tile.rows * tile.lanes, None
-        for p, place in _rows(context, builder, sig, args, tile):
-            row = _pick(builder, builder.load(p, align=4), [k % tile.lanes for k in range(n)])
-            here = [n + k if k in place else k for k in range(n)]  # n and more: lanes of `row`
-            vector = _pick(builder, vector or row, here, row)
-        return vector
+        parts = [builder.load(p, align=4) for p, _ in _rows(context, builder, sig, args, tile)]
+        while len(parts) > 1:  # join neighbours
+            both, pairs = range(2 * parts[0].type.count), zip(parts[::2], parts[1::2], strict=True)
+            parts = [_pick(builder, one, both, other) for one, other in pairs]
+        return parts[0]
 
     return tile(array, types.int64, types.int64, rows, lanes), write
 
@@ -147,14 +144,12 @@ def sums(ctx, tile, cols):
 # %% ../nbs/10_fast.ipynb #ccd487f7
 _keep = __name__ != "__main__"  # a function in a notebook has no file to be kept beside
 compiled, parallel = njit(cache=_keep), njit(cache=_keep, parallel=True)
-_lock, _process = Lock(), os.getpid()
+_lock = Lock()
 
 
 def on_threads(work, *args):
     "`work(*args)`, a function made by `parallel`, on as many threads as PyTorch has."
     args = [a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in args]
-    if os.getpid() != _process:  # a forked process has none of its parent's threads
-        return work.py_func(*args)
     threads = torch.get_num_threads()
     with _lock:  # not all of Numba's ways to share work can serve two at once
         set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
@@ -441,9 +436,6 @@ class _Convs(torch.autograd.Function):
         return gx if needed else None, gweights.sum(0), None, None, None
 
 # %% ../nbs/10_fast.ipynb #aeb41b1d
-_sizes = attrgetter("in_channels", "out_channels", "kernel_size", "stride", "padding")
-
-
 def _flat(m):
     return [k for child in m for k in _flat(child)] if isinstance(m, nn.Sequential) else [m]
 
@@ -488,7 +480,8 @@ class FastNet(nn.Module):
     def __init__(self, model):
         super().__init__()
         convs, tail = _read(model)
-        self.layers = tuple((*_sizes(c), relu) for c, relu in convs)
+        sizes = "in_channels", "out_channels", "kernel_size", "stride", "padding"
+        self.layers = tuple((*(getattr(c, name) for name in sizes), relu) for c, relu in convs)
         self.tail = nn.Sequential(*tail)
         params = [p for c, _ in convs for p in (c.weight, c.bias)]
         kinds = {(p.device.type, p.dtype, p.requires_grad) for p in params}
