@@ -194,7 +194,7 @@ def _png(e):
     titles = f"image, {h} × {w}", f"{'output' if e.transposed else 'feature map'}, {mh} × {mw}"
     _draw_pair(e, (axs["i"], axs["m"]), image, e.map, titles)
     bar = {"location": "bottom", "shrink": 0.7, "aspect": 30, "panchor": False}
-    fig.colorbar(axs["m"].images[0], ax=axs["m"], ticks=ticks, format="{x:.2f}", **bar)
+    fig.colorbar(axs["m"].images[0], ax=axs["m"], ticks=ticks, format="{x:.3g}", **bar)
     signed = show_numbers if max(kernel.shape[-2:]) < 4 else show_map
     for q, (hue, (i, k, m)) in enumerate(channels.items()):
         titles = f"{hue} channel", "+ its map" if q else "its map"
@@ -210,7 +210,7 @@ def _png(e):
         if channels:
             products = e.parts[:, *e.at][None]
         elif e.transposed:
-            products, title = image[e.at] * kernel, "what the pixel puts down"
+            products, title = image[e.at] * kernel, "what it puts down"
         else:
             products = columns[:, at].view_as(kernel) * kernel
         signed(products.round(decimals=2), axs["p"], title)
