@@ -348,23 +348,6 @@ def test_the_lines_of_speedrun_are_of_its_networks(monkeypatch):
         assert all((config | {"parameters": len(net.weights)}).items() <= r.items() for r in mine)
 
 
-def test_works_after_a_fork():
-    code = """
-import os, torch
-from slowconv import get_model
-from slowconv.fast import FastNet
-torch.set_num_threads(2)
-net, x = FastNet(get_model().cpu()), torch.rand(100, 1, 28, 28)
-y = net(x)
-pid = os.fork()
-if not pid:
-    os._exit(0 if torch.equal(net(x), y) else 1)
-assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-"""
-    if hasattr(__import__("os"), "fork"):
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
 def test_without_numba_it_says_what_to_install():
     code = """
 import sys
