@@ -116,7 +116,8 @@ def _data(e):
 def _note(e):
     "What is said below the picture."
     said = [f"{name} {v}" for name, v in e.settings.items() if name in e.panels]
-    said += ["dots: the middles of all windows"] * ("stride" in e.panels)
+    what = "the kernels that are put down" if e.transposed else "all windows"
+    said += [f"dots: the middles of {what}"] * ("stride" in e.panels)
     said += ["dashed: the next window"] * ("stride" in e.panels and e.at[1] + 1 < e.small.shape[1])
     never = "the kernel never reaches" if e.transposed else "no window reads"
     said += [f"striped: {(~e.seen).sum()} pixels that {never}"] * (not e.seen.all())
@@ -163,6 +164,9 @@ def _draw_places(e, ax, small, draw):
     (h, w), p = e.seen.shape, e.settings["padding"]
     left = (small.shape[-1] - w - 1) / 2 - p
     draw(small, ax)
+    for row, col in torch.ones(small.shape).nonzero() if e.transposed and small.numel() < 17 else ():
+        color = "white" if ax.images[0].norm(small[row, col].item()) < 0.5 else "black"
+        ax.text(col, row, f"{small[row, col]:.3g}", ha="center", va="center", color=color)
     draw_frame(ax, 0, 0, *small.shape, ec="0.6", lw=1)
     draw_frame(ax, *e.at)
     ax.axis((left, left + w + 2 * p, h + 2 * p - 0.5, -0.5))
