@@ -164,7 +164,9 @@ def _draw_places(e, ax, small, draw):
     (h, w), p = e.seen.shape, e.settings["padding"]
     left = (small.shape[-1] - w - 1) / 2 - p
     draw(small, ax)
-    for row, col in torch.ones(small.shape).nonzero() if e.transposed and small.numel() < 17 else ():
+    for row, col in (
+        torch.ones(small.shape).nonzero() if e.transposed and small.numel() < 17 else ()
+    ):
         color = "white" if ax.images[0].norm(small[row, col].item()) < 0.5 else "black"
         ax.text(col, row, f"{small[row, col]:.3g}", ha="center", va="center", color=color)
     draw_frame(ax, 0, 0, *small.shape, ec="0.6", lw=1)
