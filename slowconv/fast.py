@@ -168,10 +168,10 @@ def _burn(outs, x, n):
 
 
 def peak():
-    "Multiply-adds per second of `fma` on tiles in registers, on PyTorch's threads: the best of 40 tries."
-    threads, n = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS), 2_000_000
+    "Multiply-adds per second of `fma` on tiles in registers, on PyTorch's threads: the best of 200 tries."
+    threads, n = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS), 1_000_000
     outs, x = torch.empty(threads, 4 * IMAGES), torch.ones(IMAGES)
-    seconds = timeit.repeat(lambda: on_threads(_burn, outs, x, n), number=1, repeat=41)
+    seconds = timeit.repeat(lambda: on_threads(_burn, outs, x, n), number=1, repeat=201)
     return threads * n * 4 * IMAGES / min(seconds)
 
 
