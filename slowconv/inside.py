@@ -118,11 +118,10 @@ def show_shifts(
 ):  # the axes
     "A heat map of the accuracy over moves, in percent."
     ax = subplots(figsize=(5.4, 5))[1] if ax is None else ax
-    show_image(accs, ax, title, frame=True, cmap="Blues", vmin=0, vmax=1.2)
+    show_image(accs, ax, title, frame=True, cmap="Blues", vmin=0, vmax=1.6)
     for (row, col), acc in np.ndenumerate(accs.numpy()):
         weight = "bold" if row == col == len(accs) // 2 else "normal"
-        color = "white" if acc > 0.855 else "black"  # what reads better
-        style = {"ha": "center", "va": "center", "size": 10, "weight": weight, "color": color}
+        style = {"ha": "center", "va": "center", "size": 10, "weight": weight}
         ax.text(col, row, f"{100 * acc:.0f}", **style)
     moves = range(-(len(accs) // 2), len(accs) // 2 + 1)
     ax.set_xticks(range(len(accs)), moves)
