@@ -192,7 +192,7 @@ def _png(e):
     rows["iiiipppmmmm" if "products" in e.panels else "iiii...mmmm"] = 1.8
     rows |= {4 * i + 3 * k + 4 * m: 1.2 for i, k, m in channels.values()}
     rows |= {"s" * 11: 0.8} if "matrix" in e.panels and not e.transposed else {}
-    fig = Figure(figsize=(7.6, sum(rows.values())), dpi=100, layout="constrained")
+    fig = Figure(figsize=(7.6, sum(rows.values())), dpi=150, layout="constrained")
     grid = {"height_ratios": [*rows.values()], "subplot_kw": {"anchor": "N"}}
     axs = fig.subplot_mosaic("\n".join(rows), **grid)
     fig.supxlabel(_note(e), fontsize=10, wrap=True)
@@ -226,10 +226,10 @@ def _png(e):
         show_image(columns, axs["s"], title, aspect="auto", **grey)
         draw_frame(axs["s"], 0, at, len(columns))
     for text in [text for ax in axs.values() for text in ax.texts]:
-        text.set_size(8)
+        text.set_size(9)
     small = io.BytesIO()
     as_gif(fig).save(small, "PNG", optimize=True)
-    return small.getvalue(), {"alt": _text(e)}
+    return small.getvalue(), {"alt": _text(e), "width": 760}
 
 # %% ../nbs/91_explore.ipynb #a1100016
 def _html(e):
@@ -244,7 +244,7 @@ def _html(e):
     script = script.replace("MARKUP", json.dumps(markup.strip())).replace("NAME", json.dumps(name))
     data = html.escape(json.dumps(_data(e), separators=(",", ":")))
     picture, alt = base64.b64encode(_png(e)[0]).decode(), html.escape(str(e))
-    still = f'<img style="max-width: 100%" alt="{alt}" src="data:image/png;base64,{picture}">'
+    still = f'<img width="760" style="max-width: 100%" alt="{alt}" src="data:image/png;base64,{picture}">'
     note = "<p>A picture. You can touch it where scripts run: with JavaScript, in a trusted notebook.</p>"
     element = f'{name} data-lm-suppress-shortcuts="true" data-explorer="{data}"'
     return f"<{element}>{still}{note}</{name}>\n<script>{script}"

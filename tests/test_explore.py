@@ -143,7 +143,7 @@ def test_the_html_is_small_the_same_each_time_and_needs_nothing():
     png, said = explorer._repr_png_()
     picture = f'src="data:image/png;base64,{base64.b64encode(png).decode()}"'
     assert f'alt="{html.escape(said["alt"])}" {picture}' in page and repr(explorer) == said["alt"]
-    assert len(picture) < 80_000 and len(page) - len(picture) < 60_000
+    assert len(picture) < 130_000 and len(page) - len(picture) < 60_000
     outside = r"https?:|\bimport\(|\bfetch\(|\bsrc=|\bhref=|@import|url\("
     assert not re.search(outside, page.replace(picture, ""))
     assert title not in page and embedded(explorer)["images"][0]["title"] == title
@@ -461,7 +461,7 @@ def test_without_scripts_there_is_a_picture(show, browser):
     cdp("Emulation.setScriptExecutionDisabled", {"value": False})
     picture = "const i = document.querySelector('img'); return [i.naturalWidth, i.width]"
     full, shown = browser.run(picture)
-    assert full == 760 and 500 < shown <= 600 and browser.overflow() == 0
+    assert full == 1140 and 500 < shown <= 600 and browser.overflow() == 0
     show(ConvExplorer(torch.rand(9, 9), top_edge))
     assert browser.run("return document.querySelector('img').getClientRects().length") == 0
 
