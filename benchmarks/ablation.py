@@ -112,21 +112,6 @@ def one_cycle(steps):
     return rates
 
 
-def recorded(step):  # a function that does the same
-    "On a GPU, `step` as a CUDA graph; three steps come first, in which cuDNN chooses its ways."
-    if def_device != "cuda":
-        return step
-    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
 def train(
     config, seed, images, labels, teacher
 ):  # the network, and the running mean of its numbers
@@ -160,7 +145,7 @@ def train(
         with torch.no_grad():  # over some 500 steps
             torch._foreach_lerp_(averaged, state, 0.002)
 
-    step = recorded(step)
+    step = common.recorded(step)
     for k in range(int(done), total + 3):
         if k % steps == 0:
             order.copy_(torch.randperm(len(labels), device=def_device))

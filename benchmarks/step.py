@@ -52,22 +52,20 @@ class Graph:
         self.net, start = net, copy.deepcopy(net.state_dict())
         self.xb = torch.zeros(bs, 1, 28, 28, device="cuda")
         self.yb = torch.zeros(bs, dtype=torch.long, device="cuda")
-        opt, side = optim.SGD(net.parameters(), lr=lr), torch.cuda.Stream()
-        with torch.cuda.stream(side):  # cuDNN chooses its ways before the recording
-            take_steps(net, opt, self.xb, self.yb, n=3)
-        torch.cuda.synchronize()
-        self.recorded = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.recorded):
-            self.loss = F.cross_entropy(net(self.xb), self.yb)
-            self.loss.backward()
-            opt.step()
-            opt.zero_grad()
+        self.opt = optim.SGD(net.parameters(), lr=lr)
+        self.replay = common.recorded(self.step)
         net.load_state_dict(start)
+
+    def step(self):
+        self.loss = F.cross_entropy(self.net(self.xb), self.yb)
+        self.loss.backward()
+        self.opt.step()
+        self.opt.zero_grad()
 
     def __call__(self, xb, yb):  # loss
         self.xb.copy_(xb)
         self.yb.copy_(yb)
-        self.recorded.replay()
+        self.replay()
         return self.loss
 
 
