@@ -57,10 +57,11 @@ class Graph:
         net.load_state_dict(start)
 
     def step(self):
-        self.loss = F.cross_entropy(self.net(self.xb), self.yb)
-        self.loss.backward()
+        loss = F.cross_entropy(self.net(self.xb), self.yb)
+        loss.backward()
         self.opt.step()
         self.opt.zero_grad()
+        self.loss = loss.detach()
 
     def __call__(self, xb, yb):  # loss
         self.xb.copy_(xb)
