@@ -148,7 +148,8 @@ def show_differences(found, ax):
         color = "0.5" if abs(mean) <= half else "C0" if mean > 0 else "C3"
         ax.errorbar(mean, i, xerr=half, fmt="o", color=color, capsize=4, ms=7)
         row = {"transform": ax.get_yaxis_transform(), "va": "center"}
-        ax.text(1.02, i, f"{mean:+.1f} ± {half:.1f}", color=color, **row)
+        text = f"{mean:+.1f} ± {half:.1f}".replace("-", "−")
+        ax.text(1.02, i, text, color=color, **row)
     ax.axvspan(-1, 1, color="0.93", zorder=0)
     ax.axvline(0, color="k", lw=1)
     ax.set_yticks(range(len(found)), list(found))

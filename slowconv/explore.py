@@ -117,7 +117,7 @@ def _note(e):
     "What is said below the picture."
     said = [f"{name} {v}" for name, v in e.settings.items() if name in e.panels]
     what = "the kernels that are put down" if e.transposed else "all windows"
-    said += [f"dots: the middles of {what}"] * ("stride" in e.panels)
+    said += [f"circles: the middles of {what}"] * ("stride" in e.panels)
     said += ["dashed: the next window"] * ("stride" in e.panels and e.at[1] + 1 < e.small.shape[1])
     never = "the kernel never reaches" if e.transposed else "no window reads"
     said += [f"striped: {(~e.seen).sum()} pixels that {never}"] * (not e.seen.all())
@@ -154,7 +154,12 @@ def _draw_windows(e, ax, big, draw):
     if "stride" in e.panels and whole:
         y, x = torch.cartesian_prod(*map(torch.arange, e.small.shape)).T * stride
         middles = x + (size[1] - 1) / 2, y + (size[0] - 1) / 2
-        ax.scatter(*middles, s=1600 / (h * w), c="tab:orange")
+        ring = (
+            {"s": 400, "fc": "none", "lw": 1.5}
+            if ax.texts
+            else {"s": 1600 / (h * w), "fc": "tab:orange"}
+        )
+        ax.scatter(*middles, ec="tab:orange", **ring)  # a ring around a number
         if col + 1 < e.small.shape[1]:
             draw_frame(ax, row * stride, (col + 1) * stride, *size, ls="--")
     draw_frame(ax, row * stride, col * stride, *size)
@@ -178,7 +183,9 @@ def _draw_pair(e, axs, image, fmap, titles):
     "Image and map, all of it or one channel's; all of them on the same two scales."
     low, high, vmax = e.images[0].min().item(), e.images[0].max().item(), e.vmax
     grey = partial(show_image, title=titles[0], vmin=min(low, 0), vmax=max(high, 1))
-    views = [(axs[0], image, grey), (axs[1], fmap, partial(show_map, title=titles[1], vmax=vmax))]
+    figures = e.transposed and fmap.numel() < 50
+    signed = partial(show_numbers, fmt=".3g") if figures else show_map
+    views = [(axs[0], image, grey), (axs[1], fmap, partial(signed, title=titles[1], vmax=vmax))]
     big, small = views[::-1] if e.transposed else views
     _draw_windows(e, *big)
     _draw_places(e, *small)

@@ -55,7 +55,7 @@ def top_patches(
     f,  # from images [N,C,H,W] to maps [N,nf,rows,cols], as model[:3]
     field: ReceptiveField,  # of the maps
     xb,  # images
-    k: int = 8,  # windows per filter, each from another image
+    k: int = 8,  # windows per filter, each from a different image
 ):  # windows [nf,k,C,size,size], NaN beyond the image; the filter's answers to them [nf,k]
     "The windows that each filter responds to most strongly."
     maps = torch.cat([f(x) for x in xb.split(1000)])

@@ -131,7 +131,7 @@ def test_the_still_picture_has_the_panels_of_its_call():
     height = {p: still(panels=p)[0].shape[0] for p in ((), ("matrix",))}
     assert height["matrix",] > height[()] + 60
     alt = still(panels=("stride", "kernels"), stride=2)[1]
-    assert "Stride 2; dots: the middles of all windows; dashed: the next window; striped" in alt
+    assert "Stride 2; circles: the middles of all windows; dashed: the next window; striped" in alt
 
 
 def test_the_html_is_small_the_same_each_time_and_needs_nothing():
