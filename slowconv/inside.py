@@ -118,7 +118,7 @@ def show_shifts(
 ):  # the axes
     "A heat map of the accuracy over moves, in percent."
     ax = subplots(figsize=(5.4, 5))[1] if ax is None else ax
-    show_image(accs, ax, title, frame=True, cmap=signed_colors, vmin=-1.6, vmax=1.6)
+    show_image(accs, ax, title, frame=True, cmap=signed_colors, vmin=-1.3, vmax=1.3)
     for (row, col), acc in np.ndenumerate(accs.numpy()):
         weight = "bold" if row == col == len(accs) // 2 else "normal"
         style = {"ha": "center", "va": "center", "size": 10, "weight": weight}
