@@ -250,8 +250,10 @@ def _html(e):
     markup = re.sub(" ?([{};]) ?", r"\1", markup)
     script = script.replace("MARKUP", json.dumps(markup.strip())).replace("NAME", json.dumps(name))
     data = html.escape(json.dumps(_data(e), separators=(",", ":")))
-    picture, alt = base64.b64encode(_png(e)[0]).decode(), html.escape(str(e))
-    still = f'<img style="width: 760px; max-width: 100%" alt="{alt}" src="data:image/png;base64,{picture}">'
+    png, said = _png(e)
+    picture, alt = base64.b64encode(png).decode(), html.escape(said["alt"])
+    style = f"width: {said['width']}px; max-width: 100%"
+    still = f'<img style="{style}" alt="{alt}" src="data:image/png;base64,{picture}">'
     note = "<p>A picture. You can touch it where scripts run: with JavaScript, in a trusted notebook.</p>"
     element = f'{name} data-lm-suppress-shortcuts="true" data-explorer="{data}"'
     return f"<{element}>{still}{note}</{name}>\n<script>{script}"

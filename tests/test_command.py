@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import optim
 
 from slowconv.command import draw_run, main
-from slowconv.convs import get_model
+from slowconv.convs import def_device, get_model
 from slowconv.data import fashion_classes, fashion_mnist
 from slowconv.training import fit
 
@@ -134,7 +134,8 @@ def test_it_trains_as_the_lesson_does(tiny, capsys):
     fit(2, model, F.cross_entropy, opt, *dls, log=want.append)
     assert lines == want
     got = load_file(Path(tiny["out"]) / "slowconv.safetensors")
-    assert all(torch.allclose(got[k], v.cpu(), atol=1e-5) for k, v in model.state_dict().items())
+    off = 0 if def_device == "cpu" else 1e-5  # a GPU rounds otherwise the next time
+    assert all((got[k] - v.cpu()).abs().max() <= off for k, v in model.state_dict().items())
 
 
 @pytest.mark.parametrize("bs", [3, 15])
