@@ -3,6 +3,7 @@
     python benchmarks/better.py changes    # six epochs each: half an hour on one core
     python benchmarks/better.py controls   # six epochs each: an hour
     python benchmarks/better.py changes --only "batches,mean head"
+    python benchmarks/better.py check      # two rows once more, by plain PyTorch: two minutes
 
 Runs train on 55,000 training images and are judged by the 5,000 others: the test set is left alone. Before
 that, each row's learning rate is sought, on other seeds and with 5,000 other images: 0.01, 0.02, 0.05, 0.1,
@@ -67,11 +68,18 @@ controls = {
     "lesson 04's without flips and shifts": {},
     "lesson 04's without flips and shifts, 32 epochs": {"epochs": 32},
 }
+plain = {"lesson 04": 0.2, "AdamW + one cycle": 0.05}  # rows and their learning rates
+check = {f"{n}, by PyTorch": changes[n] | {"quick": False, "lr": lr} for n, lr in plain.items()}
 recipe = {"opt": optim.AdamW, "sched": partial(cycle, pct_start=0.2)}  # as in best.py
 controls = {name: row | recipe for name, row in controls.items()}
 usual = {"make": get_model, "opt": optim.SGD, "sched": None, "augment": None, "bs": 256}
+usual |= {"quick": True}  # by faster code, where there is some
 # rows, epochs; seeds and epochs to seek the learning rate with
-tables = {"changes": (changes, 6, [100, 101], 6), "controls": (controls, 6, [100], 2)}
+tables = {
+    "changes": (changes, 6, [100, 101], 6),
+    "controls": (controls, 6, [100], 2),
+    "check": (check, 6, [], 0),
+}
 rates = [m * 10**e for e in range(-4, 2) for m in (1, 2, 5)]
 
 
@@ -116,7 +124,7 @@ def run(name, row, seed, lr, epochs, parts, more):  # a line of the file
     "One run; with `more`, also its accuracy on training images and on moved ones."
     torch.manual_seed(seed)
     net = row["make"]()
-    model = quicken(net, row["bs"])
+    model = quicken(net, row["bs"]) if row["quick"] else net
     opt = row["opt"](model.parameters(), lr)
     torch.manual_seed(seed)  # the same flips and shifts for every network
     dls = loaders(*parts, row["bs"], torch.Generator().manual_seed(seed))  # and the same batches
@@ -148,7 +156,7 @@ def run(name, row, seed, lr, epochs, parts, more):  # a line of the file
 
 @call_parse
 def main(
-    table: str,  # changes or controls
+    table: str,  # changes, controls or check
     only: str = "",  # beginnings of names, with commas; all without it
     seeds: int = 5,  # runs of each row
     out: str = "",  # where the results go; beside this script without it
@@ -169,7 +177,8 @@ def main(
         for line in common.read_runs(path):
             if key.items() <= line.items():
                 return line
-        line = run(name, usual | rows[name], seed, lr, epochs, parts[seeking], not seeking)
+        more = not seeking and table != "check"
+        line = run(name, usual | rows[name], seed, lr, epochs, parts[seeking], more)
         common.add_run(path, {"table": table, "seeking": seeking} | line)
         return line
 
@@ -187,7 +196,8 @@ def main(
         return top
 
     for name in names:
-        at, n = seek(name), rows[name].get("epochs", epochs)
+        lr, n = rows[name].get("lr"), rows[name].get("epochs", epochs)
+        at = rates.index(lr) if lr else seek(name)
         last = [0]
         while min(last) < 0.11:
             lines = [get(name, seed, rates[at], n, False) for seed in range(seeds)]
