@@ -118,10 +118,11 @@ def show_shifts(
 ):  # the axes
     "A heat map of the accuracy over moves, in percent."
     ax = subplots(figsize=(5.4, 5))[1] if ax is None else ax
-    show_image(accs, ax, title, frame=True, cmap=signed_colors, vmin=-1.3, vmax=1.3)
+    show_image(accs, ax, title, frame=True, cmap=signed_colors, vmin=-1, vmax=1)
     for (row, col), acc in np.ndenumerate(accs.numpy()):
         weight = "bold" if row == col == len(accs) // 2 else "normal"
-        style = {"ha": "center", "va": "center", "size": 10, "weight": weight}
+        color = "white" if acc > 0.6 else "black"
+        style = {"ha": "center", "va": "center", "size": 10, "weight": weight, "color": color}
         ax.text(col, row, f"{100 * acc:.0f}", **style)
     moves = range(-(len(accs) // 2), len(accs) // 2 + 1)
     ax.set_xticks(range(len(accs)), moves)
