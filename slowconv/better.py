@@ -144,9 +144,11 @@ changes = {
 
 # %% ../nbs/06_better.ipynb #06000091
 def show_differences(found, ax):
-    "Mean differences and their intervals, blue or red if they leave out zero"
-    for i, (mean, half) in enumerate(found.values()):
+    "Five differences each, their mean and interval, blue or red if it leaves out zero"
+    for i, five in enumerate(found.values()):
+        mean, half = interval(five)
         color = "0.5" if abs(mean) <= half else "C0" if mean > 0 else "C3"
+        ax.plot(five, [i + 0.22] * 5, "o", color=color, alpha=0.45, ms=3.5, mew=0)
         ax.errorbar(mean, i, xerr=half, fmt="o", color=color, capsize=4, ms=7)
         row = {"transform": ax.get_yaxis_transform(), "va": "center"}
         text = f"{mean:+.1f} ± {half:.1f}".replace("-", "−")
