@@ -121,7 +121,7 @@ def show_shifts(
     show_image(accs, ax, title, frame=True, cmap=signed_colors, vmin=-1, vmax=1)
     for (row, col), acc in np.ndenumerate(accs.numpy()):
         weight = "bold" if row == col == len(accs) // 2 else "normal"
-        color = "white" if acc > 0.5 else "black"
+        color = "white" if acc > 0.65 else "black"
         style = {"ha": "center", "va": "center", "size": 10, "weight": weight, "color": color}
         ax.text(col, row, f"{100 * acc:.0f}", **style)
     moves = range(-(len(accs) // 2), len(accs) // 2 + 1)
