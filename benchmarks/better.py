@@ -79,8 +79,14 @@ plain = {
 check = {f"{n}, by PyTorch": changes[n] | {"quick": False, "lr": lr} for n, lr in plain.items()}
 recipe = {"opt": optim.AdamW, "sched": partial(cycle, pct_start=0.2)}  # as in best.py
 controls = {name: row | recipe for name, row in controls.items()}
-usual = {"make": get_model, "opt": optim.SGD, "sched": None, "augment": None, "bs": 256}
-usual |= {"quick": True}  # by faster code, where there is some
+usual = {
+    "make": get_model,
+    "opt": optim.SGD,
+    "sched": None,
+    "augment": None,
+    "bs": 256,
+    "quick": True,
+}
 # rows, epochs; seeds and epochs to seek the learning rate with
 tables = {
     "changes": (changes, 6, [100, 101], 6),
@@ -131,7 +137,7 @@ def run(name, row, seed, lr, epochs, parts, more):  # a line of the file
     "One run; with `more`, also its accuracy on training images and on moved ones."
     torch.manual_seed(seed)
     net = row["make"]()
-    model = quicken(net, row["bs"]) if row["quick"] else net
+    model = quicken(net, row["bs"]) if row["quick"] else net  # by faster code, where there is some
     opt = row["opt"](model.parameters(), lr)
     torch.manual_seed(seed)  # the same flips and shifts for every network
     dls = loaders(*parts, row["bs"], torch.Generator().manual_seed(seed))  # and the same batches

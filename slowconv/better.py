@@ -22,7 +22,7 @@ def interval(diffs):
     "The mean of five differences, and how far its 95% interval reaches to each side"
     diffs = torch.tensor(list(diffs), dtype=torch.float64)
     assert len(diffs) == 5
-    # 2.776 and the root of 5: see the box above
+    # 2.776 is from Student's table, for five numbers
     return diffs.mean().item(), 2.776 * diffs.std().item() / 5**0.5
 
 # %% ../nbs/06_better.ipynb #06000009
